@@ -1,0 +1,102 @@
+# Everything runs in $(VENV), which the first target makes. `make` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# Index of another torch build for the tests, for example the CPU-only one (README); empty takes pip's own choice.
+TORCH_INDEX ?=
+# Further arguments for pytest: make test PYTEST_ARGS="tests/losses_test.py -x"
+PYTEST_ARGS ?=
+
+DATA := runs/data/aigc_int_quickstart
+WORKDIR := runs/quickstart
+
+venv_python := $(VENV)/bin/python
+pinned := pyproject.toml $(wildcard constraints/*.txt)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help install train test test-slow lint format-check types format constraints clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# --- the environment: one stamp per set of packages, renewed when a version changes ---------------------------------
+
+$(venv_python):
+	@command -v $(PYTHON) > /dev/null || { \
+		echo "$(PYTHON): not found. Name a Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version): 3.11 or newer is needed. Name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Pinned for the Python versions that have a file in constraints/; read late, when the environment exists.
+version = $(shell $(venv_python) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+constraints_file = $(wildcard constraints/python$(version).txt)
+pip_install = $(venv_python) -m pip install --quiet --disable-pip-version-check \
+	$(if $(constraints_file),--constraint $(constraints_file))
+pins = $(if $(constraints_file),versions of $(constraints_file),newest versions: constraints/ has none for Python $(version))
+announce = @echo "installing $(1), $(pins)"
+
+$(VENV)/.installed: $(venv_python) $(pinned)
+	$(call announce,mmei_jax)
+	@$(pip_install) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(venv_python) $(pinned)
+	$(call announce,mmei_jax[test])
+	@$(if $(TORCH_INDEX),$(pip_install) --index-url $(TORCH_INDEX) --no-deps torch)
+	@$(pip_install) --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(venv_python) $(pinned)
+	$(call announce,mmei_jax[dev])
+	@$(pip_install) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed ## Make the environment: what training and evaluation need.
+
+# --- the two commands of the README ---------------------------------------------------------------------------------
+
+$(DATA)/manifest.json: | $(VENV)/.installed
+	$(venv_python) -m mmei_jax.simulation.aigc_int generate --output=$(DATA) --num_records=20000 --dim=32 --seed=0
+
+train: $(VENV)/.installed $(DATA)/manifest.json ## Make the simulated data set, train on it, evaluate on its test split.
+	$(venv_python) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(venv_python) eval.py --workdir=$(WORKDIR) --split=test
+
+test: $(VENV)/.installed-test ## The quick tier of the tests.
+	$(venv_python) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# pytest's code 5 says that no test was selected: the slow tier may be empty.
+test-slow: $(VENV)/.installed-test ## The slow tier of the tests.
+	@code=0; $(venv_python) -m pytest -m slow $(PYTEST_ARGS) || code=$$?; \
+	if [ $$code -eq 5 ]; then echo "no test is marked slow"; else exit $$code; fi
+
+# --- style ----------------------------------------------------------------------------------------------------------
+
+lint: $(VENV)/.installed-dev ## ruff's rules.
+	$(venv_python) -m ruff check .
+
+format-check: $(VENV)/.installed-dev ## Whether ruff would format a file differently.
+	$(venv_python) -m ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy.
+	$(venv_python) -m mypy
+
+format: $(VENV)/.installed-dev ## Format, and mend what ruff can mend by itself.
+	$(venv_python) -m ruff format .
+	$(venv_python) -m ruff check --fix .
+
+# Local versions ("+cpu") and CUDA packages go: the file must hold for every build of torch.
+constraints: resolved := build/constraints
+constraints: ## Rewrite the constraints file of $(PYTHON)'s version with the newest allowed versions.
+	rm -rf $(resolved)
+	$(PYTHON) -m venv $(resolved)
+	$(resolved)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	file=constraints/python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt; \
+	{ grep '^#' $$file || true; $(resolved)/bin/python -m pip freeze --all --exclude-editable \
+		| grep -vE '^(pip==|nvidia-|cuda-|triton==)' | sed 's/+.*//' | sort -f; } > $$file.new && mv $$file.new $$file
+
+clean: ## Remove caches and build folders; runs/ and the environment stay.
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

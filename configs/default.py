@@ -1,0 +1,130 @@
+"""Every key, its default, its unit and its choices. Experiments copy this and change what they need."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The default configuration: SPEC-sized MMEI on feature shards."""
+    config = ml_collections.ConfigDict()
+
+    # Seed of parameters, record order and dropout (integer >= 0). Same seed, same run.
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    # Folder with manifest.json and its shards (path).
+    data.path = "runs/data/aigc_int"
+    # Names of manifest splits, joined (tuples of names). A split may appear in one of the three only.
+    data.train_splits = ("train",)
+    data.validation_splits = ("validation",)
+    data.test_splits = ("test",)
+    # Modalities that the model reads: some of "vision", "audio", "text".
+    data.modalities = ("vision", "audio", "text")
+    # Tokens per record: length buckets, smallest first; a batch is padded to the first set of buckets into which all
+    # its records fit. The last is the maximum: longer records are cut, and counted. As many buckets for each modality.
+    data.max_tokens = ml_collections.ConfigDict(dict(vision=(16,), audio=(50,), text=(32,)))
+    # Whether features are centred and scaled by the mean and deviation of the training splits, per feature (bool).
+    data.standardize = False
+    # Records per update, over all devices.
+    data.batch_size = 32
+    # Records per evaluation batch, over all devices.
+    data.evaluation_batch_size = 128
+    # Threads that read and pad batches.
+    data.num_reader_threads = 1
+    # Batches kept ready on the devices, ahead of the step.
+    data.num_prefetch_batches = 2
+
+    config.model = model = ml_collections.ConfigDict()
+    # Model dimension d (features).
+    model.dim = 256
+    # Attention heads; divides dim.
+    model.num_heads = 8
+    # Cross-modal layers.
+    model.num_layers = 4
+    # Hidden features of each feed-forward block.
+    model.feedforward_dim = 1024
+    # Dropout on embeddings and residual branches (rate).
+    model.dropout_rate = 0.2
+    # Chance that a present modality is hidden from a training record; at least one is always kept (rate).
+    model.modality_dropout_rate = 0.1
+    # Eq. 1: bias of the projections, learned modality-type and position embeddings (bool).
+    model.projection_bias = True
+    model.modality_embedding = True
+    model.position_embedding = True
+    # Eq. 3, from sequence to vector: "mean" over valid tokens, "attention" pooling, "first" valid token.
+    model.pooling = "mean"
+    # Eq. 3, scores behind alpha: "additive" per modality, a scorer on the "concatenation", or three "scalars".
+    model.modality_weighting = "additive"
+    # Transformer layers of each head; 0 is Eq. 4-5 to the letter: a linear layer on F.
+    model.head_num_layers = 1
+    # Features of user and item embeddings (Eq. 7).
+    model.embedding_dim = 128
+    # Whether user and item embeddings have unit length, so that Eq. 7 is a cosine (bool).
+    model.normalize_embeddings = True
+    # Matrix multiplications: "float32" or "bfloat16". Parameters, norms, softmax and losses stay float32.
+    model.compute_dtype = "float32"
+
+    config.loss = loss = ml_collections.ConfigDict()
+    # Emotion task: "softmax" (one class), "sigmoid" (several), "regression" (a number).
+    loss.emotion = "softmax"
+    # The manifest's label that the emotion head learns.
+    loss.emotion_label = "emotion"
+    # Pairs (class name, weight), by name, for the softmax emotion loss; () weighs all classes 1.
+    loss.emotion_class_weights = ()
+    # Intent task: "softmax" or "none".
+    loss.intent = "softmax"
+    # Ranking loss: "in_batch_softmax", "bpr", "listnet" or "none".
+    loss.ranking = "in_batch_softmax"
+    # lambda_1 and lambda_2 of Eq. 6 (weights).
+    loss.recognition_weight = 1.0
+    loss.ranking_weight = 0.5
+    # "fixed" uses the two weights alone; "uncertainty" also learns one variance per task.
+    loss.task_weighting = "fixed"
+    # Divides the scores of the ranking losses (positive number).
+    loss.temperature = 0.1
+    # Whether in-batch scores are corrected for how often an item is sampled (bool).
+    loss.logq_correction = True
+    # Whether other records' positives that are this record's own positive are left out as negatives (bool).
+    loss.remove_accidental_hits = True
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    # Peak rate of AdamW.
+    optimizer.learning_rate = 1e-4
+    # "constant", "step" (multiplied by step_factor at each of step_epochs) or "warmup_cosine".
+    optimizer.schedule = "warmup_cosine"
+    # Share of all updates spent warming up ("warmup_cosine"), in [0, 1).
+    optimizer.warmup_fraction = 0.05
+    # Epochs after which "step" multiplies the rate, and the factor.
+    optimizer.step_epochs = ()
+    optimizer.step_factor = 0.1
+    # Decoupled weight decay; not on biases, norms and embeddings of types and positions.
+    optimizer.weight_decay = 0.01
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.999
+    # Largest global norm of the gradients.
+    optimizer.clip_norm = 1.0
+    # Ordered pairs (regular expression on "a/b/c" parameter names, factor on the rate); first match counts, 0 freezes.
+    optimizer.rate_multipliers = ()
+
+    config.train = train = ml_collections.ConfigDict()
+    # Passes over the training splits.
+    train.num_epochs = 100
+    # Micro-batches per update; divides data.batch_size.
+    train.gradient_accumulation_steps = 1
+    # Updates between log lines.
+    train.log_every_steps = 50
+    # Updates between checkpoints.
+    train.save_every_steps = 1000
+    # Epochs between evaluations on the validation splits.
+    train.evaluate_every_epochs = 1
+    # The "validation/..." metric that picks the best checkpoint, and whether "max" or "min" is best.
+    train.best_metric = "validation/mean_accuracy"
+    train.best_mode = "max"
+    # Evaluations without a new best after which training stops; 0 never stops early.
+    train.patience_evaluations = 0
+    # Whether the ids of every update's records are written to record_ids.jsonl (bool).
+    train.write_record_ids = False
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    # Devices over which the batch is split; -1 takes all.
+    mesh.data = -1
+    return config

@@ -1,0 +1,27 @@
+"""Evaluates a run's best checkpoint: python eval.py --workdir=runs/quickstart --split=test."""
+
+from pathlib import Path
+
+from absl import flags
+
+from mmei_jax import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that train.py made.")
+SPLIT = flags.DEFINE_enum(
+    "split", "test", ["train", "validation", "test"], "Which of the configuration's splits to evaluate."
+)
+DATA = flags.DEFINE_string("data", None, "Folder of the data set, where it is not the one that the run was trained from.")
+flags.mark_flags_as_required(["workdir"])
+
+
+def main() -> int:
+    """Evaluates, prints the table."""
+    # Imported here so that --help and a wrong flag answer at once.
+    from mmei_jax.evaluation import evaluate_workdir
+
+    print(evaluate_workdir(Path(WORKDIR.value), SPLIT.value, DATA.value))
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,127 @@
+"""Assembles batches of records in NumPy: padding, length buckets, masks, labels, ranking targets.
+
+Nothing here touches a device, and every object can be pickled: it runs in reader threads or processes.
+"""
+
+import numpy as np
+from jaxtyping import Int64, Integer, Shaped
+
+from mmei_jax.config import Config
+from mmei_jax.ranking_targets import RankingReader, RankingStatistics
+from mmei_jax.records import Split
+from mmei_jax.types import MODALITIES, Batch, InputError, Label, RankingTargets, TokenSequence
+
+
+class BatchReader:
+    """Reads records of one split as batches, as the configuration's tasks want them."""
+
+    def __init__(self, split: Split, config: Config, statistics: RankingStatistics | None) -> None:
+        """Prepares, without reading features.
+
+        Args:
+            split: where the records are.
+            config: modalities, length buckets and tasks.
+            statistics: of the training split; None when ``config.loss.ranking`` is "none".
+
+        Raises:
+            InputError: the data set lacks a modality or the catalogue.
+        """
+        self._split = split
+        self._buckets = {
+            name: getattr(config.data.max_tokens, name) for name in MODALITIES if name in config.data.modalities
+        }
+        self._num_buckets = len(config.data.max_tokens.vision)
+        self._emotion_label = config.loss.emotion_label
+        self._has_intent = config.loss.intent != "none"
+        self._ranking: RankingReader | None = None
+        if config.loss.ranking != "none":
+            catalogue = split.dataset.catalogue()
+            if catalogue is None or statistics is None:
+                raise InputError(f"{split.dataset.path}: no catalogue; config.loss.ranking expects one, or 'none'")
+            with_slates = config.loss.ranking == "listnet"
+            self._ranking = RankingReader(split, catalogue, statistics, with_slates=with_slates)
+
+    def bucket(self, indices: Integer[np.ndarray, "batch"]) -> int:
+        """The first length bucket into which all records fit in all modalities; the last where none is large enough.
+
+        Args:
+            indices: records of a *global* batch, so that every process finds the same bucket; -1 is filler.
+        """
+        if self._num_buckets == 1:
+            return 0
+        records = indices[indices >= 0]
+        bucket = 0
+        for name, sizes in self._buckets.items():
+            longest = int(self._split.lengths(name)[records].max(initial=0))
+            bucket = max(bucket, int(np.searchsorted(sizes, longest)))
+        return min(bucket, self._num_buckets - 1)
+
+    def read(self, indices: Integer[np.ndarray, "batch"], bucket: int) -> Batch:
+        """Reads records.
+
+        Args:
+            indices: ``[batch]`` positions in the split; -1, at the end only, makes filler.
+            bucket: which of the configured numbers of tokens to pad to, or cut at.
+
+        Returns:
+            A batch of NumPy arrays. Padding, filler and missing labels hold zeros.
+
+        Raises:
+            InputError: a record does not fit the data set's description; names it.
+        """
+        size = len(indices)
+        records = indices[indices >= 0].astype(np.int64)
+        sequences = {name: self._sequence(name, records, sizes[bucket], size) for name, sizes in self._buckets.items()}
+        return Batch(
+            vision=sequences.get("vision"),
+            audio=sequences.get("audio"),
+            text=sequences.get("text"),
+            is_record=indices >= 0,
+            record_index=indices.astype(np.int32),
+            emotion=self._label(self._emotion_label, records, size),
+            intent=self._label("intent", records, size) if self._has_intent else None,
+            ranking=None if self._ranking is None else _pad_ranking(self._ranking.read(records), size),
+        )
+
+    def _sequence(self, name: str, records: Int64[np.ndarray, "records"], num_tokens: int, size: int) -> TokenSequence:
+        features, lengths = self._split.gather_tokens(name, records, num_tokens)
+        segment_ids = (np.arange(num_tokens, dtype=np.int32) < lengths[:, None]).astype(np.int32)
+        return TokenSequence(features=_pad(features, size), segment_ids=_pad(segment_ids, size))
+
+    def _label(self, name: str, records: Int64[np.ndarray, "records"], size: int) -> Label:
+        value, is_labelled = self._split.gather_label(name, records)
+        return Label(value=_pad(value, size), is_labelled=_pad(is_labelled, size))
+
+
+def _pad(array: Shaped[np.ndarray, "records ..."], size: int, fill: int = 0) -> Shaped[np.ndarray, "batch ..."]:
+    """Completes the leading axis to ``size`` with ``fill``."""
+    if len(array) == size:
+        return array
+    padded = np.full((size, *array.shape[1:]), fill, array.dtype)
+    padded[: len(array)] = array
+    return padded
+
+
+def _pad_ranking(targets: RankingTargets, size: int) -> RankingTargets:
+    """Completes ranking targets with filler: index -1, everything else 0 or false."""
+    slate = targets.slate
+    if slate is not None:
+        slate = slate.replace(
+            items=slate.items.replace(
+                features=_pad(slate.items.features, size),
+                kind=_pad(slate.items.kind, size),
+            ),
+            item_index=_pad(slate.item_index, size, -1),
+            feedback=_pad(slate.feedback, size),
+            is_shown=_pad(slate.is_shown, size),
+        )
+    return RankingTargets(
+        positive=targets.positive.replace(
+            features=_pad(targets.positive.features, size), kind=_pad(targets.positive.kind, size)
+        ),
+        positive_index=_pad(targets.positive_index, size, -1),
+        has_positive=_pad(targets.has_positive, size),
+        log_sampling_probability=_pad(targets.log_sampling_probability, size),
+        relevant_index=_pad(targets.relevant_index, size, -1),
+        slate=slate,
+    )

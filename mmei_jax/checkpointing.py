@@ -1,0 +1,143 @@
+"""Checkpoints: model, optimizer, reader position, progress and configuration, saved and restored together by Orbax.
+
+Each step holds five items: ``model`` (parameters and statistics: all that inference needs), ``optimizer``, ``data`` (the
+Grain iterator), ``progress`` and ``config`` (JSON). The latest and the best step are kept. Saves are asynchronous and
+become visible by rename; :meth:`Checkpointer.close` waits for the last one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from mmei_jax.state import TrainState
+from mmei_jax.types import InputError
+
+
+class Checkpointer:
+    """The checkpoints of one working directory.
+
+    Args:
+        workdir: holds the folder ``checkpoints``.
+        best_metric: name of the metric that picks the best step.
+        best_mode: ``"max"`` or ``"min"``.
+    """
+
+    def __init__(self, workdir: Path, *, best_metric: str, best_mode: str):
+        self._folder = (workdir / "checkpoints").absolute()
+        self._best_metric = best_metric
+        # Orbax keeps the largest.
+        self._sign = 1.0 if best_mode == "max" else -1.0
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(1),
+                checkpoint_managers.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=self._rank, create=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def _rank(self, metrics: dict[str, float]) -> float:
+        return self._sign * metrics[self._best_metric]
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last saved step; None before the first save."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The saved step with the best metric; None before the first evaluation."""
+        return self._manager.best_step()
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        iterator: Any,
+        *,
+        progress: dict[str, Any],
+        config: dict[str, Any],
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Starts saving a step; what is saved is copied before this returns, so that the caller may donate it.
+
+        Args:
+            step: completed updates.
+            state: on devices.
+            iterator: Grain iterator, at the position after the step's batch.
+            progress, config: JSON values.
+            metrics: of an evaluation at this step; None where there was none, and the step can't be the best.
+
+        Raises:
+            InputError: this save or the one before it could not be written (a full disk, say).
+        """
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(state.variables),
+            optimizer=ocp.args.StandardSave({"step": state.step, "state": state.optimizer_state}),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            progress=ocp.args.JsonSave(progress),
+            config=ocp.args.JsonSave(config),
+        )
+        try:
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(step, error) from error
+
+    def restore(self, shapes: TrainState, iterator: Any) -> tuple[TrainState, dict[str, Any]]:
+        """The latest step.
+
+        Args:
+            shapes: the state's shapes, with shardings of the *current* mesh.
+            iterator: moved to its saved position.
+
+        Returns:
+            State and progress.
+        """
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(shapes.variables),
+            optimizer=ocp.args.StandardRestore({"step": shapes.step, "state": shapes.optimizer_state}),
+            data=grain.checkpoint.CheckpointRestore(iterator),
+            progress=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(self.latest_step, args=items)
+        state = TrainState(
+            step=restored["optimizer"]["step"],
+            parameters=restored["model"]["params"],
+            statistics=restored["model"]["statistics"],
+            optimizer_state=restored["optimizer"]["state"],
+        )
+        return state, restored["progress"]
+
+    def restore_model(self, step: int, model: Any) -> Any:
+        """The variables of one step, placed as the tree of shapes says; nothing else is read."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(model)))
+        return restored["model"]
+
+    def read_config(self, step: int) -> dict[str, Any]:
+        """The configuration saved with a step."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        return dict(restored["config"])
+
+    def wait(self) -> None:
+        """Returns when the last save is complete.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(self.latest_step, error) from error
+
+    def close(self) -> None:
+        """Waits for the last save, then lets go."""
+        self.wait()
+        self._manager.close()
+
+    def _failure(self, step: int | None, error: Exception) -> InputError:
+        reason = " ".join(str(error).split())[:300]
+        return InputError(f"{self._folder}: the checkpoint of step {step} could not be written: {reason}")
+

@@ -1,0 +1,50 @@
+"""How every command of the project starts and fails: one clear line and a non-zero exit code, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, logging
+
+from mmei_jax.types import InputError
+
+EXIT_INPUT_ERROR = 2
+# What a shell reports of a process ended by SIGTERM: a supervisor restarts it, and the run goes on.
+EXIT_TERMINATED = 143
+
+
+def run(main: Callable[[], int]) -> None:
+    """Parses absl flags, calls ``main`` and exits with the code that it returns.
+
+    :class:`~mmei_jax.types.InputError` and ``OSError`` (missing file, full disk, unwritable folder) become one line on
+    standard error and exit code 2.
+    """
+    # Orbax tells every file that it touches at the level below.
+    logging.set_verbosity(logging.WARNING)
+    app.run(lambda _: sys.exit(report_errors(main)), flags_parser=_parse_flags)
+
+
+def report_errors(main: Callable[[], int]) -> int:
+    """Calls ``main``; on bad input prints its one line and returns exit code 2."""
+    try:
+        return main()
+    except (InputError, OSError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+        return EXIT_INPUT_ERROR
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Flags as absl parses them; the exceptions that config_flags lets through are told in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        name = str(error).strip("\"'")
+        guilty = next((item for item in argv if name in item.split("=")[0].split(".")), name)
+        message = f"{guilty}: unknown configuration key"
+    except (TypeError, ValueError, OSError) as error:
+        message = _one_line(error)
+    print(f"error: {message}; configs/default.py explains every key", file=sys.stderr, flush=True)
+    sys.exit(EXIT_INPUT_ERROR)

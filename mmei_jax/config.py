@@ -1,0 +1,313 @@
+"""Configuration: a locked ConfigDict is turned into frozen dataclasses, with every check made here, before any work.
+
+``configs/default.py`` holds the default of every key and explains it; this file holds types, choices and the checks that
+join two keys. A key that is unknown, missing or of the wrong type, and a value that is not accepted, raise
+:class:`~mmei_jax.types.InputError` with the key's full name.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ml_collections
+
+from mmei_jax.types import MODALITIES, InputError
+
+
+@dataclass(frozen=True)
+class MaxTokens:
+    """Allowed numbers of tokens per record, per modality: length buckets, smallest first; the last is the maximum."""
+
+    vision: tuple[int, ...]
+    audio: tuple[int, ...]
+    text: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and in which batches."""
+
+    path: str
+    train_splits: tuple[str, ...]
+    validation_splits: tuple[str, ...]
+    test_splits: tuple[str, ...]
+    modalities: tuple[str, ...]
+    max_tokens: MaxTokens
+    standardize: bool
+    batch_size: int
+    evaluation_batch_size: int
+    num_reader_threads: int
+    num_prefetch_batches: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of the fusion Transformer, the heads and the content tower."""
+
+    dim: int
+    num_heads: int
+    num_layers: int
+    feedforward_dim: int
+    dropout_rate: float
+    modality_dropout_rate: float
+    projection_bias: bool
+    modality_embedding: bool
+    position_embedding: bool
+    pooling: Literal["mean", "attention", "first"]
+    modality_weighting: Literal["additive", "concatenation", "scalars"]
+    head_num_layers: int
+    embedding_dim: int
+    normalize_embeddings: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which tasks are learned, and how their losses are weighed (Eq. 6)."""
+
+    emotion: Literal["softmax", "sigmoid", "regression"]
+    emotion_label: str
+    emotion_class_weights: tuple[tuple[str, float], ...]
+    intent: Literal["softmax", "none"]
+    ranking: Literal["in_batch_softmax", "bpr", "listnet", "none"]
+    recognition_weight: float
+    ranking_weight: float
+    task_weighting: Literal["fixed", "uncertainty"]
+    temperature: float
+    logq_correction: bool
+    remove_accidental_hits: bool
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedule, and per-group rates."""
+
+    learning_rate: float
+    schedule: Literal["constant", "step", "warmup_cosine"]
+    warmup_fraction: float
+    step_epochs: tuple[int, ...]
+    step_factor: float
+    weight_decay: float
+    beta1: float
+    beta2: float
+    clip_norm: float
+    rate_multipliers: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, and what to write when."""
+
+    num_epochs: int
+    gradient_accumulation_steps: int
+    log_every_steps: int
+    save_every_steps: int
+    evaluate_every_epochs: int
+    best_metric: str
+    best_mode: Literal["max", "min"]
+    patience_evaluations: int
+    write_record_ids: bool
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; -1 takes what is left."""
+
+    data: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on, besides the data itself."""
+
+    seed: int
+    data: DataConfig
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    train: TrainConfig
+    mesh: MeshConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready nested dict from which :func:`parse` makes an equal Config."""
+        return typing.cast(dict[str, Any], _to_lists(dataclasses.asdict(self)))
+
+
+def parse(source: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Turns a ConfigDict, or what :meth:`Config.to_json` gave, into a checked :class:`Config`.
+
+    Raises:
+        InputError: a key is unknown or missing, a value has the wrong type or is not accepted; names the key.
+    """
+    values = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else source
+    config = typing.cast(Config, _build(Config, values, "config"))
+    _check(config)
+    return config
+
+
+def _to_lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_lists(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_to_lists(item) for item in value]
+    return value
+
+
+def _build(cls: type, values: Any, key: str) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"{key} = {values!r}: expected a group of keys")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"{key}.{unknown[0]}: unknown key; {key} accepts {', '.join(hints)}")
+    missing = [name for name in hints if name not in values]
+    if missing:
+        raise InputError(f"{key}.{missing[0]}: missing key")
+    return cls(**{name: _convert(hint, values[name], f"{key}.{name}") for name, hint in hints.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, key)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            choices = ", ".join(repr(choice) for choice in typing.get_args(hint))
+            raise InputError(f"{key} = {value!r}: expected one of {choices}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(hint, value, key)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{key} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _convert_tuple(hint: types.GenericAlias, value: Any, key: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{key} = {value!r}: expected a tuple")
+    arguments = typing.get_args(hint)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise InputError(f"{key} = {value!r}: expected {len(arguments)} values")
+    pairs = zip(arguments, value, strict=True)
+    return tuple(_convert(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(pairs))
+
+
+def _require(is_good: bool, key: str, value: Any, accepted: str) -> None:
+    if not is_good:
+        raise InputError(f"config.{key} = {value!r}: expected {accepted}")
+
+
+def _check(config: Config) -> None:
+    _require(config.seed >= 0, "seed", config.seed, "a non-negative integer")
+    _check_data(config.data)
+    _check_model(config.model)
+    _check_loss(config.loss)
+    _check_optimizer(config.optimizer)
+    _check_train(config)
+
+
+def _check_data(data: DataConfig) -> None:
+    _require(bool(data.modalities), "data.modalities", data.modalities, f"some of {', '.join(MODALITIES)}")
+    for name in data.modalities:
+        _require(name in MODALITIES, "data.modalities", data.modalities, f"some of {', '.join(MODALITIES)}")
+    _require(
+        len(set(data.modalities)) == len(data.modalities), "data.modalities", data.modalities, "each modality once"
+    )
+    for name in MODALITIES:
+        buckets = getattr(data.max_tokens, name)
+        is_rising = bool(buckets) and buckets[0] > 0 and list(buckets) == sorted(buckets)
+        _require(is_rising, f"data.max_tokens.{name}", buckets, "positive token counts, none smaller than the one before")
+        _require(
+            len(buckets) == len(data.max_tokens.vision),
+            f"data.max_tokens.{name}",
+            buckets,
+            f"as many buckets as data.max_tokens.vision ({len(data.max_tokens.vision)})",
+        )
+    for key in ("train_splits", "validation_splits", "test_splits"):
+        _require(bool(getattr(data, key)), f"data.{key}", getattr(data, key), "at least one split")
+    seen = [*data.train_splits, *data.validation_splits, *data.test_splits]
+    shared = sorted({name for name in seen if seen.count(name) > 1})
+    _require(not shared, "data.*_splits", shared, "splits that are used once: training data must not be tested on")
+    for key in ("batch_size", "evaluation_batch_size", "num_reader_threads", "num_prefetch_batches"):
+        _require(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
+
+
+def _check_model(model: ModelConfig) -> None:
+    for key in ("dim", "num_heads", "feedforward_dim", "embedding_dim"):
+        _require(getattr(model, key) >= 1, f"model.{key}", getattr(model, key), "at least 1")
+    for key in ("num_layers", "head_num_layers"):
+        _require(getattr(model, key) >= 0, f"model.{key}", getattr(model, key), "at least 0")
+    _require(
+        model.dim % model.num_heads == 0,
+        "model.num_heads",
+        model.num_heads,
+        f"a divisor of model.dim ({model.dim})",
+    )
+    for key in ("dropout_rate", "modality_dropout_rate"):
+        _require(0.0 <= getattr(model, key) < 1.0, f"model.{key}", getattr(model, key), "a rate in [0, 1)")
+
+
+def _check_loss(loss: LossConfig) -> None:
+    for key in ("recognition_weight", "ranking_weight"):
+        _require(getattr(loss, key) >= 0.0, f"loss.{key}", getattr(loss, key), "at least 0")
+    _require(loss.temperature > 0.0, "loss.temperature", loss.temperature, "a positive number")
+    _require(
+        not loss.emotion_class_weights or loss.emotion == "softmax",
+        "loss.emotion_class_weights",
+        loss.emotion_class_weights,
+        f"() when loss.emotion is {loss.emotion!r}: class weights go with 'softmax'",
+    )
+    for name, weight in loss.emotion_class_weights:
+        _require(weight >= 0.0, f"loss.emotion_class_weights[{name!r}]", weight, "at least 0")
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    for key in ("learning_rate", "clip_norm"):
+        _require(getattr(optimizer, key) > 0.0, f"optimizer.{key}", getattr(optimizer, key), "a positive number")
+    for key in ("beta1", "beta2", "warmup_fraction"):
+        _require(0.0 <= getattr(optimizer, key) < 1.0, f"optimizer.{key}", getattr(optimizer, key), "in [0, 1)")
+    _require(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", optimizer.weight_decay, "at least 0")
+    _require(
+        (optimizer.schedule == "step") == bool(optimizer.step_epochs),
+        "optimizer.step_epochs",
+        optimizer.step_epochs,
+        "epochs for the schedule 'step', and () for every other schedule",
+    )
+    is_rising = list(optimizer.step_epochs) == sorted(set(optimizer.step_epochs))
+    _require(is_rising, "optimizer.step_epochs", optimizer.step_epochs, "epochs in rising order")
+    for pattern, multiplier in optimizer.rate_multipliers:
+        _require(multiplier >= 0.0, f"optimizer.rate_multipliers[{pattern!r}]", multiplier, "at least 0 (0 freezes)")
+
+
+def _check_train(config: Config) -> None:
+    train = config.train
+    for key in (
+        "num_epochs",
+        "gradient_accumulation_steps",
+        "log_every_steps",
+        "save_every_steps",
+        "evaluate_every_epochs",
+    ):
+        _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
+    _require(train.patience_evaluations >= 0, "train.patience_evaluations", train.patience_evaluations, "at least 0")
+    _require(
+        train.best_metric.startswith("validation/"),
+        "train.best_metric",
+        train.best_metric,
+        "a 'validation/...' metric: a model must not be selected on test data",
+    )
+    _require(
+        config.data.batch_size % train.gradient_accumulation_steps == 0,
+        "train.gradient_accumulation_steps",
+        train.gradient_accumulation_steps,
+        f"a divisor of data.batch_size ({config.data.batch_size})",
+    )
+    _require(
+        config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", config.mesh.data, "-1 or a number of devices"
+    )

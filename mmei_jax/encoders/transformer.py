@@ -1,0 +1,272 @@
+"""Transformer blocks and masks, shared by every encoder and by the fusion model.
+
+Masks say what may be attended to (True) and come from segment ids: 0 is padding, ``s >= 1`` the row's ``s``-th record
+(see :class:`~mmei_jax.types.TokenSequence`). Parameters are float32 with logical axis names; ``compute_dtype`` is the
+type in which matrix products read their operands: they sum and return float32, and so is everything in between.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+Initializer = Callable[..., Any]
+
+kernel_init = nn.initializers.xavier_uniform()
+embedding_init = nn.initializers.normal(stddev=0.02)
+
+# Score of a masked place: finite, so that a row without any other stays finite, and exp() of the difference is 0.
+_MASKED_SCORE = float(np.finfo(np.float32).min)
+
+
+def with_axes(init: Initializer, *axes: str) -> Initializer:
+    """An initializer whose parameter carries logical axis names, one for each of its dimensions."""
+    return nn.with_logical_partitioning(init, axes)
+
+
+def attendable(
+    query_segment_ids: Int[Array, "rows queries"], key_segment_ids: Int[Array, "rows keys"]
+) -> Bool[Array, "rows queries keys"]:
+    """Which keys each query may attend to: tokens of its own record, padding never.
+
+    Args:
+        query_segment_ids: ``[rows, queries]`` int32, 0 for padding.
+        key_segment_ids: ``[rows, keys]`` int32, 0 for padding.
+
+    Returns:
+        ``[rows, queries, keys]`` bool; all False in the row of a padding query.
+    """
+    query_ids = query_segment_ids[:, :, None]
+    return (query_ids == key_segment_ids[:, None, :]) & (query_ids > 0)
+
+
+def positions_in_segment(segment_ids: Int[Array, "rows tokens"]) -> Int[Array, "rows tokens"]:
+    """Each token's place within its own record, from 0; 0 for padding.
+
+    Args:
+        segment_ids: ``[rows, tokens]`` int32; the tokens of one record are contiguous.
+    """
+    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start = lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
+    return jnp.where(segment_ids > 0, index - start, 0)
+
+
+def masked_softmax(scores: Float[Array, "*places"], is_attendable: Bool[Array, "*places"]) -> Float[Array, "*places"]:
+    """Softmax over the last axis, over the True places only, in float32.
+
+    A masked place gets exactly 0, and exactly zero gradient; so does every place where none is True.
+
+    Args:
+        scores: ``[..., places]``, finite.
+        is_attendable: bool, of a shape that broadcasts to the scores'.
+    """
+    scores = jnp.where(is_attendable, scores.astype(jnp.float32), _MASKED_SCORE)
+    shifted = scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.where(is_attendable, jnp.exp(shifted), 0.0)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / jnp.where(total > 0.0, total, 1.0)
+
+
+def attend(
+    query: Float[Array, "rows queries heads dim"],
+    key: Float[Array, "rows keys heads dim"],
+    value: Float[Array, "rows keys heads dim"],
+    is_attendable: Bool[Array, "rows queries keys"],
+    compute_dtype: jnp.dtype | str = "float32",
+) -> Float[Array, "rows queries heads dim"]:
+    """Scaled dot-product attention (Eq. 2), always masked; the only attention of the package.
+
+    Departs from Eq. 2 where a query has nothing to attend to: its output is exactly zero and no gradient passes, where
+    the formula gives NaN, and ``jax.nn.dot_product_attention`` the mean of the masked values. The sum of the
+    exponentials divides *after* the product with the values, which is up to four times faster on CPUs.
+
+    Args:
+        query: ``[rows, queries, heads, dim]``.
+        key: ``[rows, keys, heads, dim]``. Masked keys must be finite; they change nothing.
+        value: ``[rows, keys, heads, dim]``. As the keys.
+        is_attendable: ``[rows, queries, keys]`` bool.
+        compute_dtype: type in which the two matrix products read their operands.
+
+    Returns:
+        ``[rows, queries, heads, dim]`` float32.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017, Eq. 1.
+    """
+    scaled = query * (query.shape[-1] ** -0.5)
+    scaled, key, value = (
+        array.transpose(0, 2, 1, 3).astype(compute_dtype) for array in (scaled, key, value)
+    )  # [rows, heads, length, dim]: the layout in which both products are plain batched matrix products
+    scores = jnp.einsum("rhqd,rhkd->rhqk", scaled, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(is_attendable[:, None], scores, _MASKED_SCORE)
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum("rhqk,rhkd->rhqd", weights.astype(compute_dtype), value, preferred_element_type=jnp.float32)
+    # Where everything is masked the weights are all 1, not 0: the row is finite, and cut off here in both directions.
+    has_any = is_attendable.any(axis=-1)[:, None, :, None]
+    return jnp.where(has_any, mixed / total, 0.0).transpose(0, 2, 1, 3)
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU. ``jax.nn.gelu(approximate=False)`` is the same function through a slower ``erfc``.
+
+    References:
+        Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
+    """
+    return 0.5 * x * (1.0 + lax.erf(x * (0.5**0.5)))
+
+
+class Dense(nn.Module):
+    """``x @ kernel + bias`` on the last axis; returns float32.
+
+    Attributes:
+        num_features: size of the last axis of the result.
+        axes: logical names of the kernel's two dimensions; the bias carries the second.
+        use_bias: whether there is a bias.
+        compute_dtype: type in which the product reads its operands.
+        kernel_init: initializer of the kernel.
+    """
+
+    num_features: int
+    axes: tuple[str, str]
+    use_bias: bool = True
+    compute_dtype: str = "float32"
+    kernel_init: Initializer = kernel_init
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch features"]:
+        """Maps ``[..., dim]`` to ``[..., num_features]``."""
+        kernel = self.param("kernel", with_axes(self.kernel_init, *self.axes), (x.shape[-1], self.num_features))
+        # One flat matrix product is faster than a batched one, in the backward pass above all.
+        flat = x.reshape(-1, x.shape[-1]).astype(self.compute_dtype)
+        y = jnp.matmul(flat, kernel.astype(self.compute_dtype), preferred_element_type=jnp.float32)
+        if self.use_bias:
+            y = y + self.param("bias", with_axes(nn.initializers.zeros, self.axes[1]), (self.num_features,))[None]
+        return y.reshape(*x.shape[:-1], self.num_features)
+
+
+# Statistics in float32, of squared deviations from the mean: the "fast" variance cancels when the mean is large.
+LayerNorm = partial(
+    nn.LayerNorm,
+    epsilon=1e-5,
+    dtype=jnp.float32,
+    use_fast_variance=False,
+    scale_init=with_axes(nn.initializers.ones, "embed"),
+    bias_init=with_axes(nn.initializers.zeros, "embed"),
+)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout, whose rate may be a traced value (``nn.Dropout`` takes Python numbers only).
+
+    Draws from the generator ``dropout``: same key, same mask.
+
+    Attributes:
+        rate: chance that a value is zeroed, in [0, 1). A Python 0.0 costs nothing.
+    """
+
+    rate: float | Float[Array, ""]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"], *, is_training: bool) -> Float[Array, "*shape"]:
+        """Zeroes values at random and scales the others so that the expectation stays; identity when not training."""
+        if not is_training or (isinstance(self.rate, int | float) and self.rate == 0.0):
+            return x
+        is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - self.rate, x.shape)
+        return jnp.where(is_kept, x / (1.0 - self.rate), 0.0)
+
+
+class MultiHeadAttention(nn.Module):
+    """Projections to heads, :func:`attend`, and the projection back.
+
+    Attributes:
+        num_heads: attention heads; divides the dimension of the queries.
+        compute_dtype: type in which matrix products read their operands.
+    """
+
+    num_heads: int
+    compute_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: Float[Array, "rows queries dim"],
+        context: Float[Array, "rows keys dim"],
+        is_attendable: Bool[Array, "rows queries keys"],
+    ) -> Float[Array, "rows queries dim"]:
+        """Each query token reads the context tokens that it may attend to.
+
+        The last projection has no bias, so that a query with nothing to attend to gets exactly zero.
+        """
+        rows, num_queries, dim = queries.shape
+
+        def project(name: str, x: Array) -> Array:
+            y = Dense(dim, ("embed", "heads"), compute_dtype=self.compute_dtype, name=name)(x)
+            return y.reshape(rows, x.shape[1], self.num_heads, dim // self.num_heads)
+
+        mixed = attend(
+            project("query", queries),
+            project("key", context),
+            project("value", context),
+            is_attendable,
+            self.compute_dtype,
+        )
+        output = Dense(dim, ("heads", "embed"), use_bias=False, compute_dtype=self.compute_dtype, name="output")
+        return output(mixed.reshape(rows, num_queries, dim))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an exact GELU between them.
+
+    Attributes:
+        hidden_dim: features between the layers.
+        compute_dtype: type in which matrix products read their operands.
+    """
+
+    hidden_dim: int
+    compute_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        """Maps each token on its own."""
+        hidden = Dense(self.hidden_dim, ("embed", "mlp"), compute_dtype=self.compute_dtype, name="hidden")(x)
+        return Dense(x.shape[-1], ("mlp", "embed"), compute_dtype=self.compute_dtype, name="output")(gelu(hidden))
+
+
+class EncoderLayer(nn.Module):
+    """A pre-norm Transformer layer: self-attention, then feed-forward, each on a residual branch with dropout.
+
+    Attributes:
+        num_heads: attention heads.
+        feedforward_dim: hidden features of the feed-forward block.
+        dropout_rate: dropout on both branches.
+        compute_dtype: type in which matrix products read their operands.
+    """
+
+    num_heads: int
+    feedforward_dim: int
+    dropout_rate: float | Float[Array, ""]
+    compute_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        states: Float[Array, "rows tokens dim"],
+        is_attendable: Bool[Array, "rows tokens tokens"],
+        *,
+        is_training: bool,
+    ) -> Float[Array, "rows tokens dim"]:
+        """The states after the layer; not normalised."""
+        drop = partial(Dropout(self.dropout_rate), is_training=is_training)
+        normed = LayerNorm(name="attention_norm")(states)
+        attention = MultiHeadAttention(self.num_heads, self.compute_dtype, name="attention")
+        states = states + drop(attention(normed, normed, is_attendable))
+        feed_forward = FeedForward(self.feedforward_dim, self.compute_dtype, name="feed_forward")
+        return states + drop(feed_forward(LayerNorm(name="feed_forward_norm")(states)))

@@ -1,0 +1,310 @@
+"""Measuring a model on whole splits: during training, and once on the test split from a finished run's best checkpoint."""
+
+import functools
+import json
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from mmei_jax import input_pipeline
+from mmei_jax.checkpointing import Checkpointer
+from mmei_jax.config import Config, LossConfig, parse
+from mmei_jax.losses import RecordLosses, class_weights_by_name, task_losses, total_loss
+from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
+from mmei_jax.models.mmei import Mmei
+from mmei_jax.records import Dataset, Split
+from mmei_jax.reports import comparison_table
+from mmei_jax.sharding import batch_sharding, make_mesh, replicated
+from mmei_jax.state import Variables, build_model, placed_variable_shapes
+from mmei_jax.types import MODALITIES, Batch, InputError, Items, Outputs
+from mmei_jax.workdir import write_json
+
+NUM_TOP_ITEMS = 10
+
+
+@struct.dataclass
+class Predictions:
+    """What is written about each record.
+
+    Attributes:
+        emotion: ``[batch, emotions]`` probabilities (softmax, sigmoid) or ``[batch]`` values (regression), float32.
+        intent: ``[batch, intents]`` float32 probabilities; None when the task is off.
+        modality_weights: ``[batch, modalities]`` float32 alpha.
+        top_items: ``[batch, k]`` int32 catalogue rows, best first; None when ranking is off.
+        top_scores: ``[batch, k]`` float32, Eq. 7.
+        record_index: ``[batch]`` int32 position in the split, -1 for filler.
+    """
+
+    emotion: Float[Array, "batch *emotions"]
+    intent: Float[Array, "batch intents"] | None
+    modality_weights: Float[Array, "batch modalities"]
+    top_items: Int[Array, "batch k"] | None
+    top_scores: Float[Array, "batch k"] | None
+    record_index: Int[Array, "batch"]
+
+
+class Evaluator:
+    """Measures variables of one model on splits of one data set; compiled once per batch shape.
+
+    Args:
+        model: the model.
+        config: tasks and batches.
+        dataset: records and catalogue.
+        mesh: devices over which each batch is split.
+    """
+
+    def __init__(self, model: Mmei, config: Config, dataset: Dataset, mesh: Mesh):
+        self._model, self._config, self._dataset, self._mesh = model, config, dataset, mesh
+        self._class_weights = emotion_class_weights(config.loss, dataset)
+        self.ranking_statistics = input_pipeline.ranking_statistics(dataset, config)
+        self._catalogue = None
+        if config.loss.ranking != "none":
+            catalogue = dataset.catalogue()
+            if catalogue is None:
+                raise InputError(f"{dataset.path}: no catalogue; config.loss.ranking expects one")
+            items = Items(np.asarray(catalogue.features, np.float32), np.asarray(catalogue.kind, np.int32))
+            self._catalogue = jax.device_put(items, replicated(mesh))
+        self._embed_catalogue = jax.jit(functools.partial(model.apply, method=Mmei.embed_items))
+        self._measure = jax.jit(self._measure_batch)
+        self._predict = jax.jit(self._predict_batch)
+
+    def measure(self, variables: Variables, splits: tuple[str, ...]) -> dict[str, float]:
+        """Every metric, over every record of the splits exactly once.
+
+        Args:
+            variables: of the model; not donated.
+            splits: names of manifest splits, joined.
+
+        Returns:
+            Floats by name: the names of ``metrics.py``, ``loss`` (Eq. 6) and ``loss/<task>``.
+        """
+        embedding = self._catalogue_embedding(variables)
+        parts = [self._measure(variables, batch, embedding) for batch in self._batches(splits)]
+        figures = compute_all(merge_all(jax.device_get(parts)))
+        return {"loss": self._total_loss(figures, variables), **figures}
+
+    def predict(self, variables: Variables, splits: tuple[str, ...]) -> Iterator[Predictions]:
+        """Predictions batch by batch, on the host, in the order of the split; filler is still in."""
+        embedding = self._catalogue_embedding(variables)
+        for batch in self._batches(splits):
+            yield jax.device_get(self._predict(variables, batch, embedding))
+
+    def _batches(self, splits: tuple[str, ...]) -> Iterator[Batch]:
+        return input_pipeline.evaluation_batches(
+            self._dataset,
+            self._config,
+            splits,
+            batch_sharding(self._mesh),
+            statistics=self.ranking_statistics,
+        )
+
+    def _catalogue_embedding(self, variables: Variables) -> Array | None:
+        return None if self._catalogue is None else self._embed_catalogue(variables, self._catalogue)
+
+    def _measure_batch(self, variables: Variables, batch: Batch, catalogue_embedding: Array | None) -> dict[str, Any]:
+        outputs: Outputs = self._model.apply(variables, batch, is_training=False)
+        found = batch_metrics(
+            outputs,
+            batch,
+            self._config.loss,
+            catalogue_embedding=catalogue_embedding,
+            emotion_names=self._emotion_names(),
+        )
+        losses = task_losses(outputs, batch, self._config.loss, self._class_weights)
+        sums = {
+            f"loss/{task}": Means(totals={task: records.total()}, count=records.count())
+            for task, records in losses.items()
+        }
+        return {**found, **sums}
+
+    def _predict_batch(self, variables: Variables, batch: Batch, catalogue_embedding: Array | None) -> Predictions:
+        outputs: Outputs = self._model.apply(variables, batch, is_training=False)
+        scores = items = None
+        if catalogue_embedding is not None and outputs.user_embedding is not None:
+            every_score = outputs.user_embedding @ catalogue_embedding.T
+            scores, items = jax.lax.top_k(every_score, min(NUM_TOP_ITEMS, every_score.shape[-1]))
+        return Predictions(
+            emotion=_probabilities(outputs.emotion, self._config.loss.emotion),
+            intent=None if outputs.intent is None else jax.nn.softmax(outputs.intent),
+            modality_weights=outputs.modality_weights,
+            top_items=items,
+            top_scores=scores,
+            record_index=batch.record_index,
+        )
+
+    def _emotion_names(self) -> tuple[str, ...]:
+        return self._dataset.spec.labels[self._config.loss.emotion_label].class_names
+
+    def _total_loss(self, figures: dict[str, float], variables: Variables) -> float:
+        """Eq. 6 from the tasks' means over the whole split."""
+        one = jnp.ones((1,), jnp.float32)
+        tasks = [name.removeprefix("loss/") for name in figures if name.startswith("loss/")]
+        losses = {
+            task: RecordLosses(jnp.asarray([figures[f"loss/{task}"]], jnp.float32), one.astype(bool), one)
+            for task in self._model.tasks.names()
+            if task in tasks
+        }
+        loss, _ = total_loss(losses, self._config.loss, variables["params"].get("task_log_variances"))
+        return float(loss)
+
+
+def emotion_class_weights(config: LossConfig, dataset: Dataset) -> Float[Array, "emotions"] | None:
+    """``[emotions]`` float32 weights in label order; None when the configuration names none."""
+    if not config.emotion_class_weights:
+        return None
+    return class_weights_by_name(config.emotion_class_weights, dataset.spec.labels[config.emotion_label].class_names)
+
+
+def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) -> str:
+    """Evaluates the best checkpoint of a run on one of its splits, on any number of devices.
+
+    Writes ``eval/<split>.json`` (metrics, reference figures, versions) and ``eval/<split>_predictions.parquet``.
+
+    Args:
+        workdir: of the run.
+        split: "train", "validation" or "test": the splits that the configuration lists under that name.
+        data_path: folder of the data set, where it moved since training; else that of the configuration.
+
+    Returns:
+        A table of the metrics beside the data set's reference figures, and the paths written.
+
+    Raises:
+        InputError: the run or its data cannot be read.
+    """
+    config = read_config(workdir, data_path)
+    dataset = Dataset.open(config.data.path)
+    input_pipeline.check(dataset, config)
+    mesh = make_mesh(config)
+    model = build_model(config, dataset)
+    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric, best_mode=config.train.best_mode)
+    step = checkpointer.best_step
+    if step is None:
+        raise InputError(f"{workdir}: no evaluated checkpoint; expected a folder in which train.py has run")
+    shapes = placed_variable_shapes(model, mesh)
+    variables = checkpointer.restore_model(step, shapes)
+    checkpointer.close()
+    names = {
+        "train": config.data.train_splits,
+        "validation": config.data.validation_splits,
+        "test": config.data.test_splits,
+    }[split]
+    evaluator = Evaluator(model, config, dataset, mesh)
+    figures = evaluator.measure(variables, names)
+    reference = dataset.reference(names[0]) if len(names) == 1 else {}
+    joined = dataset.split(*names)
+    folder = workdir / "eval"
+    folder.mkdir(exist_ok=True)
+    predictions_path = folder / f"{split}_predictions.parquet"
+    write_predictions(predictions_path, evaluator.predict(variables, names), joined, config, dataset)
+    summary = {
+        "split": split,
+        "manifest_splits": list(names),
+        "num_records": joined.num_records,
+        "dataset": dataset.spec.name,
+        "checkpoint_step": step,
+        "metrics": {name: value for name, value in figures.items() if np.isfinite(value)},
+        "undefined_metrics": sorted(name for name, value in figures.items() if not np.isfinite(value)),
+        "reference": reference,
+        "versions": _versions(),
+    }
+    write_json(folder / f"{split}.json", summary)
+    table = comparison_table(figures, reference)
+    title = f"{dataset.spec.name}, split {'+'.join(names)}: {joined.num_records:,} records, checkpoint of step {step}"
+    return f"{title}\n\n{table}\n\nwritten: {folder / f'{split}.json'}, {predictions_path}"
+
+
+def read_config(workdir: Path, data_path: str | None = None) -> Config:
+    """The configuration that a run wrote; with another data folder where one is given.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: expected the configuration that train.py wrote: {error}") from error
+    if data_path is not None:
+        values["data"]["path"] = data_path
+    return parse(values)
+
+
+def write_predictions(
+    path: Path, predictions: Iterator[Predictions], split: Split, config: Config, dataset: Dataset
+) -> None:
+    """Writes one row per record of the split, in its order, batch by batch; whole or not at all.
+
+    Columns: ``id``; ``emotion_label``, ``emotion_probabilities`` (or ``emotion_value``); ``intent_label``,
+    ``intent_probabilities``; ``alpha_vision|audio|text``; ``top_item_index``, ``top_item_score``. Labels that a record
+    lacks are null.
+    """
+    partial = path.with_name(path.name + ".partial")
+    writer: pq.ParquetWriter | None = None
+    try:
+        for part in predictions:
+            table = pa.table(_prediction_columns(part, split, config))
+            if writer is None:
+                names = {
+                    f"{task}_classes": json.dumps(dataset.spec.labels[label].class_names)
+                    for task, label in (("emotion", config.loss.emotion_label), ("intent", "intent"))
+                    if label in dataset.spec.labels
+                }
+                writer = pq.ParquetWriter(partial, table.schema.with_metadata(names))
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _prediction_columns(part: Predictions, split: Split, config: Config) -> dict[str, Any]:
+    is_record = part.record_index >= 0
+    index = part.record_index[is_record]
+
+    def lists(values: np.ndarray) -> pa.Array:
+        rows = values[is_record]
+        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+
+    def label(name: str) -> pa.Array:
+        values, is_labelled = split.gather_label(name, index)
+        if values.ndim == 2:
+            return pa.FixedSizeListArray.from_arrays(
+                pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(~is_labelled)
+            )
+        return pa.array(values, mask=~is_labelled)
+
+    columns: dict[str, Any] = {"id": split.ids(index), "emotion_label": label(config.loss.emotion_label)}
+    if part.emotion.ndim == 2:
+        columns["emotion_probabilities"] = lists(part.emotion)
+    else:
+        columns["emotion_value"] = part.emotion[is_record]
+    if part.intent is not None:
+        columns |= {"intent_label": label("intent"), "intent_probabilities": lists(part.intent)}
+    for place, name in enumerate(MODALITIES):
+        columns[f"alpha_{name}"] = part.modality_weights[is_record, place]
+    if part.top_items is not None and part.top_scores is not None:
+        columns |= {"top_item_index": lists(part.top_items), "top_item_score": lists(part.top_scores)}
+    return columns
+
+
+def _probabilities(emotion: Array, kind: str) -> Array:
+    if kind == "softmax":
+        return jax.nn.softmax(emotion)
+    return jax.nn.sigmoid(emotion) if kind == "sigmoid" else emotion
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}

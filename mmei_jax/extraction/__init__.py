@@ -1,0 +1,1 @@
+"""From media and ready-made features to feature shards."""

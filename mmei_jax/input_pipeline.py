@@ -1,0 +1,276 @@
+"""From records on disk to batches on devices: order, reading, padding, placement, prefetch; all of it resumable.
+
+A Grain pipeline whose source has *batches* as elements, so that one call gathers a whole batch from the memory maps:
+
+    record order -> BatchSource (reader threads) -> PlaceOnDevices -> prefetched batches on the devices
+
+The order of training records is a function of (seed, epoch) alone, computed entry by entry without storing a permutation.
+Every process computes the order of the whole global batch and reads its own rows, so the global batch does not depend on
+how many processes there are. An iterator's state is the number of batches handed out, whatever was prefetched; Orbax saves
+it with ``grain.checkpoint.CheckpointSave(iterator)``.
+"""
+
+import grain
+import jax
+import numpy as np
+from grain.experimental import ThreadPrefetchIterDataset
+from jax.sharding import NamedSharding
+from jaxtyping import Int64
+
+from mmei_jax.batching import BatchReader
+from mmei_jax.config import Config
+from mmei_jax.data_statistics import Truncation, feature_statistics, truncation_report
+from mmei_jax.ranking_targets import RankingStatistics, positive_counts
+from mmei_jax.record_order import RecordOrder, SequentialOrder, ShuffledOrder
+from mmei_jax.records import Dataset, Split
+from mmei_jax.types import Batch, InputError
+
+__all__ = [
+    "BatchSource",
+    "PlaceOnDevices",
+    "RankingStatistics",
+    "SequentialOrder",
+    "ShuffledOrder",
+    "Truncation",
+    "check",
+    "evaluation_batches",
+    "feature_statistics",
+    "num_steps",
+    "positive_counts",
+    "ranking_statistics",
+    "train_iterator",
+    "truncation_report",
+]
+
+# Which label kind each emotion task learns.
+_LABEL_KINDS = {"softmax": "categorical", "sigmoid": "multi_label", "regression": "real"}
+# Records whose labels are in memory at once while one that is labelled is looked for.
+_RECORDS_PER_CHUNK = 65_536
+
+
+class BatchSource:
+    """Random access to batches: the Grain source. Reads this process's rows of each global batch."""
+
+    def __init__(self, order: RecordOrder, reader: BatchReader, rows: Int64[np.ndarray, "rows"]) -> None:
+        """Prepares.
+
+        Args:
+            order: records of each global batch.
+            reader: reads them.
+            rows: rows of the global batch that this process places, in rising order.
+        """
+        self._order = order
+        self._reader = reader
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._order)
+
+    def __getitem__(self, step: int) -> Batch:
+        """This process's rows of batch ``step``, as NumPy arrays; padded alike in all processes."""
+        indices = self._order[step]
+        return self._reader.read(indices[self._rows], self._reader.bucket(indices))
+
+    def __repr__(self) -> str:
+        """Short: Grain prints its sources."""
+        return f"BatchSource(num_batches={len(self)})"
+
+
+class PlaceOnDevices(grain.transforms.Map):
+    """Makes global arrays of every process's rows."""
+
+    def __init__(self, sharding: NamedSharding, batch_size: int) -> None:
+        """Prepares to place global batches of ``batch_size`` records as ``sharding`` says."""
+        self._sharding = sharding
+        self._batch_size = batch_size
+
+    def map(self, element: Batch) -> Batch:
+        """The same batch as ``jax.Array``s whose leading axis is the global batch."""
+        shapes = jax.tree.map(self._global_shape, element)
+        placed: Batch = jax.make_array_from_process_local_data(self._sharding, element, shapes)
+        return placed
+
+    def _global_shape(self, array: np.ndarray) -> tuple[int, ...]:
+        return (self._batch_size, *array.shape[1:])
+
+
+def train_iterator(
+    dataset: Dataset,
+    config: Config,
+    sharding: NamedSharding,
+    *,
+    statistics: RankingStatistics | None = None,
+    num_epochs: int | None = None,
+) -> grain.DatasetIterator[Batch]:
+    """Shuffled training batches, :func:`num_steps` of them, on the devices.
+
+    Args:
+        dataset: has the configuration's training splits.
+        config: what to read, in which batches; ``config.seed`` decides the order.
+        sharding: splits the leading axis of every array.
+        statistics: what :func:`ranking_statistics` gives; computed here if None.
+        num_epochs: passes over the data; None takes ``config.train.num_epochs``.
+
+    Returns:
+        A Grain iterator: ``get_state()`` is that of the batch handed out last. Close it when done. ``next()`` waits only
+        when no batch is ready, and raises what a reader thread raised.
+
+    Raises:
+        InputError: data and configuration do not fit (see :func:`check`), or a batch cannot be split over the devices.
+    """
+    split = dataset.split(*config.data.train_splits)
+    num_epochs = config.train.num_epochs if num_epochs is None else num_epochs
+    order = ShuffledOrder(
+        num_records=split.num_records,
+        batch_size=config.data.batch_size,
+        num_batches=num_steps(split.num_records, config.data.batch_size, num_epochs),
+        seed=config.seed,
+    )
+    return _iterate(split, order, config, sharding, "batch_size", statistics)
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    config: Config,
+    splits: tuple[str, ...],
+    sharding: NamedSharding,
+    *,
+    statistics: RankingStatistics | None = None,
+) -> grain.DatasetIterator[Batch]:
+    """Every record of the joined splits exactly once, in order, on the devices; filler completes the last batch.
+
+    Args:
+        dataset: has the splits, and the training splits whose statistics the ranking targets carry.
+        config: what to read; batches have ``config.data.evaluation_batch_size`` records.
+        splits: names of manifest splits.
+        sharding: splits the leading axis of every array.
+        statistics: what :func:`ranking_statistics` gives; computed here if None.
+
+    Raises:
+        InputError: data and configuration do not fit, or a batch cannot be split over the devices.
+    """
+    split = dataset.split(*splits)
+    order = SequentialOrder(num_records=split.num_records, batch_size=config.data.evaluation_batch_size)
+    return _iterate(split, order, config, sharding, "evaluation_batch_size", statistics)
+
+
+def ranking_statistics(dataset: Dataset, config: Config) -> RankingStatistics | None:
+    """Positive counts of the training splits; None when ``config.loss.ranking`` is "none".
+
+    Raises:
+        InputError: the data set lacks slates or a catalogue, or a slate shows an unknown item.
+    """
+    if config.loss.ranking == "none":
+        return None
+    catalogue = dataset.catalogue()
+    if catalogue is None or not dataset.spec.has_slates:
+        missing = "catalogue" if catalogue is None else "slates"
+        raise InputError(
+            f"{dataset.path}: no {missing}; config.loss.ranking = {config.loss.ranking!r} expects them, "
+            "or set it to 'none'"
+        )
+    return RankingStatistics.from_split(dataset.split(*config.data.train_splits), len(catalogue.kind))
+
+
+def num_steps(num_records: int, batch_size: int, num_epochs: int) -> int:
+    """Updates of a whole run: ``floor(num_epochs * num_records / batch_size)``, at least 1.
+
+    Batches cross the borders of epochs, so this is not the number of epochs times the batches in one.
+
+    Args:
+        num_records: of the training splits.
+        batch_size: records per update.
+        num_epochs: passes over the data.
+
+    Raises:
+        InputError: there are fewer records than one batch takes.
+    """
+    if batch_size > num_records:
+        raise InputError(
+            f"config.data.batch_size = {batch_size}: expected at most {num_records}, the number of training records"
+        )
+    return num_epochs * num_records // batch_size
+
+
+def check(dataset: Dataset, config: Config) -> None:
+    """Refuses a configuration that asks for what the data set does not hold.
+
+    Raises:
+        InputError: a split, modality or label is missing; a label is of another kind than its task, or no training
+            record carries it; slates or the catalogue are missing; a split is empty, or smaller than a batch.
+    """
+    for name in (*config.data.train_splits, *config.data.validation_splits, *config.data.test_splits):
+        if dataset.split(name).num_records == 0:
+            raise InputError(f"{dataset.path}: split {name!r} has no records; expected at least one")
+    for name in config.data.modalities:
+        if name not in dataset.spec.modalities:
+            known = ", ".join(dataset.spec.modalities)
+            raise InputError(f"config.data.modalities: {dataset.path} lacks {name!r}; it has {known}")
+    train = dataset.split(*config.data.train_splits)
+    num_steps(train.num_records, config.data.batch_size, config.train.num_epochs)
+    _check_label(train, "emotion_label", config.loss.emotion_label, _LABEL_KINDS[config.loss.emotion])
+    if config.loss.intent != "none":
+        _check_label(train, "intent", "intent", _LABEL_KINDS[config.loss.intent])
+    if config.loss.ranking != "none" and (dataset.manifest["catalogue"] is None or not dataset.spec.has_slates):
+        ranking_statistics(dataset, config)
+
+
+def process_rows(sharding: NamedSharding, batch_size: int, key: str) -> Int64[np.ndarray, "rows"]:
+    """Rows of a global batch that this process's devices hold, in rising order.
+
+    Args:
+        sharding: splits the leading axis.
+        batch_size: rows of the global batch.
+        key: names the batch size in the message.
+
+    Raises:
+        InputError: the devices cannot share the rows equally.
+    """
+    num_shards = len({str(index) for index in sharding.devices_indices_map((sharding.num_devices,)).values()})
+    if batch_size % num_shards:
+        raise InputError(f"config.data.{key} = {batch_size}: expected a multiple of {num_shards}, the devices' number")
+    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    pieces = [np.arange(batch_size, dtype=np.int64)[index] for index in slices if index is not None]
+    return np.unique(np.concatenate(pieces))
+
+
+def _iterate(
+    split: Split,
+    order: RecordOrder,
+    config: Config,
+    sharding: NamedSharding,
+    key: str,
+    statistics: RankingStatistics | None,
+) -> grain.DatasetIterator[Batch]:
+    """Builds the pipeline: reads in threads, places in another one, ahead of the caller."""
+    batch_size = getattr(config.data, key)
+    rows = process_rows(sharding, batch_size, key)
+    if statistics is None:
+        statistics = ranking_statistics(split.dataset, config)
+    source = BatchSource(order, BatchReader(split, config, statistics), rows)
+    num_threads = config.data.num_reader_threads
+    batches = grain.MapDataset.source(source).to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+    )
+    placed = batches.map(PlaceOnDevices(sharding, batch_size))
+    iterator: grain.DatasetIterator[Batch] = iter(
+        ThreadPrefetchIterDataset(placed, prefetch_buffer_size=config.data.num_prefetch_batches)
+    )
+    return iterator
+
+
+def _check_label(train: Split, key: str, name: str, kind: str) -> None:
+    """Refuses a task whose label the data set lacks, holds as another kind, or never gives."""
+    path, labels = train.dataset.path, train.dataset.spec.labels
+    if name not in labels:
+        raise InputError(f"config.loss.{key}: {path} has no label {name!r}; it has {', '.join(labels) or 'no labels'}")
+    if labels[name].kind != kind:
+        raise InputError(
+            f"config.loss.{key}: label {name!r} of {path} is {labels[name].kind}; the task expects {kind}"
+        )
+    for start in range(0, train.num_records, _RECORDS_PER_CHUNK):
+        indices = np.arange(start, min(start + _RECORDS_PER_CHUNK, train.num_records))
+        if train.gather_label(name, indices)[1].any():
+            return
+    raise InputError(f"config.loss.{key}: no record of split {'+'.join(train.names)} of {path} has label {name!r}")

@@ -1,0 +1,316 @@
+"""Losses of Eq. 6: one value per record, and a mask that says which records count.
+
+Every loss gives a :class:`RecordLosses`: sum and count, divided once. A record that is not counted has the value 0 and
+sends exactly zero gradient, whatever its logits hold; a counted record whose loss is not finite keeps that value, so
+that training can name it. Everything is computed in float32.
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mmei_jax.config import LossConfig
+from mmei_jax.ranking_losses import bpr, in_batch_softmax, listnet
+from mmei_jax.record_losses import RecordLosses, make_losses, one_if_zero
+from mmei_jax.types import Batch, InputError, Label, Outputs
+
+__all__ = [
+    "RecordLosses",
+    "absolute_error",
+    "bpr",
+    "class_weights_by_name",
+    "in_batch_softmax",
+    "listnet",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "task_counts",
+    "task_losses",
+    "total_loss",
+]
+
+T = TypeVar("T")
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "batch classes"], label: Label, class_weights: Float[Array, "classes"] | None = None
+) -> RecordLosses:
+    """Cross-entropy of one class per record, the CE of Eq. 6.
+
+    ``values[b] = -w[y_b] log softmax(logits[b])[y_b]``, and the mean divides by the sum of ``w[y_b]``, as
+    ``torch.nn.CrossEntropyLoss(weight)`` does.
+
+    Args:
+        logits: ``[batch, classes]`` float; anything where not labelled.
+        label: ``[batch]`` int class ids. A labelled id outside ``[0, classes)`` gives NaN, never another class.
+        class_weights: ``[classes]`` float32 in label order, see :func:`class_weights_by_name`; None weighs all 1.
+
+    Returns:
+        RecordLosses, counted where labelled.
+
+    Example:
+        >>> label = Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, False]))
+        >>> [f"{value:.4f}" for value in softmax_cross_entropy(jnp.zeros((2, 4)), label).values.tolist()]
+        ['1.3863', '0.0000']
+    """
+    is_counted = label.is_labelled
+    # Both the logits and the result are masked: where() on the result alone would still send 0 * inf = NaN backwards.
+    safe_logits = jnp.where(is_counted[:, None], logits.astype(jnp.float32), 0.0)
+    class_id = jnp.where(is_counted, label.value, 0)
+    log_probabilities = jax.nn.log_softmax(safe_logits, axis=-1)
+    num_classes = logits.shape[-1]
+    is_class = (class_id >= 0) & (class_id < num_classes)
+    safe_class = jnp.clip(class_id, 0, num_classes - 1)
+    values = -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]
+    values = jnp.where(is_class, values, jnp.nan)
+    weights = None if class_weights is None else class_weights.astype(jnp.float32)[safe_class]
+    return make_losses(values, is_counted, weights)
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> RecordLosses:
+    """Binary cross-entropy averaged over classes, for several emotions at once (MOSEI).
+
+    ``values[b] = mean_c [softplus(x_bc) - y_bc x_bc]``; the mean over records is that of
+    ``torch.nn.BCEWithLogitsLoss()``.
+
+    Args:
+        logits: ``[batch, classes]`` float; anything where not labelled.
+        label: ``[batch, classes]`` float targets in [0, 1].
+
+    Returns:
+        RecordLosses, counted where labelled.
+
+    Example:
+        >>> label = Label(value=jnp.array([[0.0, 1.0]]), is_labelled=jnp.array([True]))
+        >>> round(float(sigmoid_cross_entropy(jnp.zeros((1, 2)), label).mean()), 4)
+        0.6931
+    """
+    is_counted = label.is_labelled
+    safe_logits = jnp.where(is_counted[:, None], logits.astype(jnp.float32), 0.0)
+    targets = jnp.where(is_counted[:, None], label.value, 0).astype(jnp.float32)
+    # softplus(x) - y x without overflow: y softplus(-x) + (1 - y) softplus(x).
+    values = targets * jax.nn.softplus(-safe_logits) + (1.0 - targets) * jax.nn.softplus(safe_logits)
+    return make_losses(jnp.mean(values, axis=-1), is_counted, None)
+
+
+def absolute_error(predictions: Float[Array, "batch"], label: Label) -> RecordLosses:
+    """Absolute error of a real-valued target.
+
+    The paper names no loss for MOSEI's sentiment. Absolute error is what MOSEI work trains with (MulT, MMSA) and is the
+    MAE that it reports.
+
+    Args:
+        predictions: ``[batch]`` float; anything where not labelled.
+        label: ``[batch]`` float targets.
+
+    Returns:
+        RecordLosses, counted where labelled.
+
+    Example:
+        >>> label = Label(value=jnp.array([1.0, -2.0]), is_labelled=jnp.array([True, True]))
+        >>> absolute_error(jnp.array([0.5, 1.0]), label).values.tolist()
+        [0.5, 3.0]
+    """
+    is_counted = label.is_labelled
+    safe_predictions = jnp.where(is_counted, predictions.astype(jnp.float32), 0.0)
+    targets = jnp.where(is_counted, label.value, 0).astype(jnp.float32)
+    return make_losses(jnp.abs(safe_predictions - targets), is_counted, None)
+
+
+def class_weights_by_name(
+    pairs: tuple[tuple[str, float], ...], class_names: tuple[str, ...]
+) -> Float[Array, "classes"]:
+    """Class weights in label order, from pairs in any order.
+
+    Args:
+        pairs: (class name, weight) pairs; every class exactly once.
+        class_names: the data set's classes in label order.
+
+    Returns:
+        ``[classes]`` float32.
+
+    Raises:
+        InputError: a class is unknown, missing or named twice.
+
+    Example:
+        >>> class_weights_by_name((("joy", 2.0), ("neutral", 0.5)), ("neutral", "joy")).tolist()
+        [0.5, 2.0]
+    """
+    names = [name for name, _ in pairs]
+    accepted = f"expected each of {', '.join(class_names)} once"
+    for name in names:
+        if name not in class_names:
+            raise InputError(f"config.loss.emotion_class_weights: unknown class {name!r}; {accepted}")
+        if names.count(name) > 1:
+            raise InputError(
+                f"config.loss.emotion_class_weights: class {name!r} occurs {names.count(name)} times; {accepted}"
+            )
+    for name in class_names:
+        if name not in names:
+            raise InputError(f"config.loss.emotion_class_weights: class {name!r} is missing; {accepted}")
+    weights = dict(pairs)
+    return jnp.asarray([weights[name] for name in class_names], dtype=jnp.float32)
+
+
+def task_losses(
+    outputs: Outputs, batch: Batch, config: LossConfig, class_weights: Float[Array, "classes"] | None = None
+) -> dict[str, RecordLosses]:
+    """The losses of all tasks that the configuration switches on.
+
+    Args:
+        outputs: what the model says.
+        batch: targets.
+        config: which loss each task uses.
+        class_weights: ``[emotions]`` float32 for the softmax emotion loss, see :func:`class_weights_by_name`.
+
+    Returns:
+        RecordLosses by task, in the order "emotion", "intent", "ranking", without the tasks that are off.
+
+    Raises:
+        ValueError: a task is on, but outputs or batch lack it.
+    """
+    losses = {"emotion": _emotion_losses(outputs, batch, config, class_weights)}
+    if config.intent != "none":
+        intent = _require(outputs.intent, "outputs.intent")
+        losses["intent"] = softmax_cross_entropy(intent, _require(batch.intent, "batch.intent"))
+    if config.ranking != "none":
+        losses["ranking"] = _ranking_losses(outputs, batch, config)
+    return losses
+
+
+def task_counts(
+    batch: Batch, config: LossConfig, class_weights: Float[Array, "classes"] | None = None
+) -> dict[str, Float[Array, ""]]:
+    """What :meth:`RecordLosses.count` of each task will be, from the targets alone.
+
+    Gradient accumulation divides every micro-batch's total by the whole batch's count, and so needs it beforehand.
+
+    Args:
+        batch: targets.
+        config: which loss each task uses.
+        class_weights: as for :func:`task_losses`.
+
+    Returns:
+        float32 scalars by task, in the order of :func:`task_losses`.
+    """
+    emotion = _require(batch.emotion, "batch.emotion")
+    weights = emotion.is_labelled.astype(jnp.float32)
+    if config.emotion == "softmax" and class_weights is not None:
+        class_id = jnp.clip(jnp.where(emotion.is_labelled, emotion.value, 0), 0, class_weights.shape[0] - 1)
+        weights = weights * class_weights.astype(jnp.float32)[class_id]
+    counts = {"emotion": jnp.sum(weights)}
+    if config.intent != "none":
+        counts["intent"] = jnp.sum(_require(batch.intent, "batch.intent").is_labelled, dtype=jnp.float32)
+    if config.ranking != "none":
+        targets = _require(batch.ranking, "batch.ranking")
+        is_counted = targets.has_positive
+        if config.ranking == "listnet":
+            is_counted = jnp.any(_require(targets.slate, "batch.ranking.slate").is_shown, axis=-1)
+        counts["ranking"] = jnp.sum(is_counted, dtype=jnp.float32)
+    return counts
+
+
+def total_loss(
+    losses: Mapping[str, RecordLosses],
+    config: LossConfig,
+    task_log_variances: Float[Array, "tasks"] | None = None,
+    *,
+    counts: Mapping[str, Float[Array, ""]] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Eq. 6: ``lambda_1 (CE_emotion + CE_intent) + lambda_2 L_rec``, each a masked mean over its records.
+
+    With ``config.task_weighting == "uncertainty"`` every task's mean ``L_t`` becomes ``exp(-s_t) L_t + s_t / 2``, with
+    a learned log variance ``s_t`` (Kendall et al., "Multi-task learning using uncertainty to weigh losses", CVPR 2018,
+    Eq. 10), inside the lambdas. Their form for classification serves all tasks; another constant before a regression
+    loss would only shift ``s_t``. A task without a counted record adds 0, and no gradient to its ``s_t``.
+
+    Args:
+        losses: what :func:`task_losses` gave.
+        config: lambdas and weighting.
+        task_log_variances: ``[tasks]`` float32 in the order of ``losses``; None unless weights are learned.
+        counts: by task, the denominators to use in place of the batch's own counts. With the whole batch's counts
+            (:func:`task_counts`), losses and gradients of its micro-batches *add up* to the whole batch's.
+
+    Returns:
+        The loss, float32, and float32 scalars to log: "loss", and "loss/<task>" for each task's mean.
+
+    Raises:
+        ValueError: the weights are learned, but there is not one log variance per task.
+
+    Example:
+        >>> one = RecordLosses(values=jnp.array([2.0]), is_counted=jnp.array([True]), weights=jnp.ones(1))
+        >>> config = LossConfig(
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="none",
+        ...     ranking="in_batch_softmax", recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
+        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ... )
+        >>> loss, scalars = total_loss({"emotion": one, "ranking": one}, config)
+        >>> float(loss), sorted(scalars)
+        (3.0, ['loss', 'loss/emotion', 'loss/ranking'])
+    """
+    is_learned = config.task_weighting == "uncertainty"
+    if is_learned and (task_log_variances is None or task_log_variances.shape != (len(losses),)):
+        raise ValueError(f"task_log_variances = {task_log_variances}: expected one for each of {', '.join(losses)}")
+    lambdas = {
+        "emotion": config.recognition_weight,
+        "intent": config.recognition_weight,
+        "ranking": config.ranking_weight,
+    }
+    loss = jnp.zeros((), jnp.float32)
+    scalars: dict[str, Array] = {}
+    for index, (task, records) in enumerate(losses.items()):
+        denominator = one_if_zero(records.count() if counts is None else counts[task])
+        mean = records.total() / denominator
+        scalars[f"loss/{task}"] = mean
+        if is_learned and task_log_variances is not None:
+            log_variance = task_log_variances[index].astype(jnp.float32)
+            # The share of the count that is here: 1 for a whole batch, less for a micro-batch, 0 without any record.
+            share = records.count() / denominator
+            mean = jnp.exp(-log_variance) * mean + 0.5 * log_variance * share
+        loss = loss + lambdas[task] * mean
+    return loss, {"loss": loss, **scalars}
+
+
+def _emotion_losses(
+    outputs: Outputs, batch: Batch, config: LossConfig, class_weights: Float[Array, "classes"] | None
+) -> RecordLosses:
+    emotion, label = _require(outputs.emotion, "outputs.emotion"), _require(batch.emotion, "batch.emotion")
+    if config.emotion == "softmax":
+        return softmax_cross_entropy(emotion, label, class_weights)
+    if config.emotion == "sigmoid":
+        return sigmoid_cross_entropy(emotion, label)
+    return absolute_error(emotion, label)
+
+
+def _ranking_losses(outputs: Outputs, batch: Batch, config: LossConfig) -> RecordLosses:
+    users = _require(outputs.user_embedding, "outputs.user_embedding")
+    targets = _require(batch.ranking, "batch.ranking")
+    if config.ranking == "listnet":
+        slate_embedding = _require(outputs.slate_embedding, "outputs.slate_embedding")
+        slate = _require(targets.slate, "batch.ranking.slate")
+        return listnet(users, slate_embedding, slate, temperature=config.temperature)
+    items = _require(outputs.positive_embedding, "outputs.positive_embedding")
+    if config.ranking == "bpr":
+        return bpr(
+            users,
+            items,
+            targets,
+            temperature=config.temperature,
+            remove_accidental_hits=config.remove_accidental_hits,
+        )
+    return in_batch_softmax(
+        users,
+        items,
+        targets,
+        temperature=config.temperature,
+        logq_correction=config.logq_correction,
+        remove_accidental_hits=config.remove_accidental_hits,
+    )
+
+
+def _require(value: T | None, name: str) -> T:
+    if value is None:
+        raise ValueError(f"{name} is None, but the configuration switches its task on")
+    return value

@@ -1,0 +1,213 @@
+"""MMEI, assembled: Eq. 1-5, and the embeddings of Eq. 7."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from mmei_jax.config import ModelConfig
+from mmei_jax.encoders.transformer import Dense, with_axes
+from mmei_jax.models.fusion import (
+    CrossModalTransformer,
+    ModalityEmbedding,
+    ModalityWeighting,
+    Pooling,
+    hide_modalities,
+    ordered,
+    record_membership,
+    weighted_sum,
+)
+from mmei_jax.models.heads import ContentTower, TaskHead, finish_embedding
+from mmei_jax.types import MODALITIES, Batch, Items, Outputs, TokenSequence
+
+
+@dataclass(frozen=True)
+class ModalityInput:
+    """What the model must know of one modality's input: features per token, and the most tokens of one record."""
+
+    dim: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What the model reads and what it is asked for; follows from the data set and the configuration.
+
+    Attributes:
+        vision, audio, text: the modalities that the model reads; None for one that it does not.
+        emotion: "softmax" (one class), "sigmoid" (several) or "regression" (a number).
+        num_emotions: emotion classes; 1 for a regression.
+        num_intents: intent classes; None when there is no intent task.
+        has_ranking: whether users and items are embedded (Eq. 7).
+        item_dim: features of a catalogue item; 0 without ranking.
+        num_kinds: kinds of catalogue items; 0 without ranking.
+        learns_task_weights: whether each task has a learned log variance (Kendall et al., 2018).
+    """
+
+    vision: ModalityInput | None
+    audio: ModalityInput | None
+    text: ModalityInput | None
+    emotion: Literal["softmax", "sigmoid", "regression"]
+    num_emotions: int
+    num_intents: int | None
+    has_ranking: bool
+    item_dim: int
+    num_kinds: int
+    learns_task_weights: bool
+
+    def inputs(self) -> dict[str, ModalityInput]:
+        """The modalities that the model reads, in the order of :data:`~mmei_jax.types.MODALITIES`."""
+        found = {name: getattr(self, name) for name in MODALITIES}
+        return {name: spec for name, spec in found.items() if spec is not None}
+
+    def names(self) -> tuple[str, ...]:
+        """The tasks that are on, in the order of :attr:`~mmei_jax.types.Outputs.task_log_variances`."""
+        is_on = {"emotion": True, "intent": self.num_intents is not None, "ranking": self.has_ranking}
+        return tuple(name for name, on in is_on.items() if on)
+
+
+class Mmei(nn.Module):
+    """Multi-modal emotion and intent recognition, with embeddings for recommendation.
+
+    Variables: ``params``, and ``statistics`` (per modality ``mean`` and ``scale``, constants that standardise the
+    features). Generators when training: ``dropout`` and ``modality_dropout``.
+
+    Attributes:
+        config: sizes and switches.
+        tasks: inputs and tasks.
+    """
+
+    config: ModelConfig
+    tasks: Tasks
+
+    def setup(self) -> None:
+        """Names the submodules; parameter paths follow (``embed_vision/projection/kernel``)."""
+        config, tasks = self.config, self.tasks
+        inputs = tasks.inputs()
+        self.embed = {name: ModalityEmbedding(config, spec.max_tokens) for name, spec in inputs.items()}
+        self.cross_modal = CrossModalTransformer(config)
+        self.pool = {name: Pooling(config.pooling) for name in inputs}
+        self.weighting = ModalityWeighting(config.modality_weighting)
+        self.emotion_head = TaskHead(config, tasks.num_emotions)
+        if tasks.num_intents is not None:
+            self.intent_head = TaskHead(config, tasks.num_intents)
+        if tasks.has_ranking:
+            axes = ("embed", "features")
+            self.user_projection = Dense(config.embedding_dim, axes, compute_dtype=config.compute_dtype)
+            self.content_tower = ContentTower(config, tasks.num_kinds)
+        if tasks.learns_task_weights:
+            init = with_axes(nn.initializers.zeros, "classes")
+            self.task_log_variances = self.param("task_log_variances", init, (len(tasks.names()),))
+
+    def __call__(self, batch: Batch, *, is_training: bool) -> Outputs:
+        """Everything the model says about a batch; float32 throughout.
+
+        A modality that the batch or a record lacks gets weight 0, vector 0 and gradient 0. A record without any is
+        answered too: from F = 0.
+
+        Args:
+            batch: records; several may share a row (see :class:`~mmei_jax.types.TokenSequence`).
+            is_training: whether dropout and modality dropout are on.
+
+        Raises:
+            ValueError: the batch has a modality that the model was not built for, other feature sizes, more tokens
+                than the position table, or rows that do not divide its records.
+        """
+        sequences = self._sequences(batch)
+        num_records = batch.is_record.shape[0]
+        num_segments = num_records // next(iter(sequences.values())).segment_ids.shape[0]
+        segment_ids = {name: sequence.segment_ids for name, sequence in sequences.items()}
+        rate = self.config.modality_dropout_rate
+        if is_training and len(segment_ids) > 1 and not (isinstance(rate, int | float) and rate == 0.0):
+            segment_ids = hide_modalities(self.make_rng("modality_dropout"), segment_ids, num_segments, rate)
+        vectors, present = self._modality_vectors(sequences, segment_ids, num_records, is_training)
+        alpha = self.weighting(vectors, jnp.stack([present[name] for name in ordered(present)], axis=-1))
+        weights = _in_order({name: alpha[:, index] for index, name in enumerate(ordered(vectors))})
+        stacked, is_present = _in_order(vectors), _in_order(present)
+        fused = weighted_sum(weights, stacked)
+        emotion, emotion_state = self.emotion_head(fused, stacked, is_present, is_training=is_training)
+        intent = intent_state = None
+        if self.tasks.num_intents is not None:
+            intent, intent_state = self.intent_head(fused, stacked, is_present, is_training=is_training)
+        user = positive = slate = None
+        if self.tasks.has_ranking:
+            user = self._embed_users(fused, emotion_state, intent_state)
+            if batch.ranking is not None:
+                positive = self.content_tower(batch.ranking.positive)
+                slate = None if batch.ranking.slate is None else self.content_tower(batch.ranking.slate.items)
+            elif self.is_initializing():
+                empty = Items(jnp.zeros((1, self.tasks.item_dim)), jnp.zeros(1, jnp.int32))
+                self.content_tower(empty)
+        return Outputs(
+            emotion=emotion[:, 0] if self.tasks.emotion == "regression" else emotion,
+            intent=intent,
+            modality_weights=weights,
+            modality_vectors=stacked,
+            fused=fused,
+            emotion_state=emotion_state,
+            intent_state=intent_state,
+            user_embedding=user,
+            positive_embedding=positive,
+            slate_embedding=slate,
+            task_log_variances=self.task_log_variances if self.tasks.learns_task_weights else None,
+        )
+
+    def embed_items(self, items: Items) -> Float[Array, "*items embedding"]:
+        """E_c of Eq. 7 for catalogue items: ``[..., embedding]`` float32. Needs a model with ranking."""
+        return self.content_tower(items)
+
+    def _sequences(self, batch: Batch) -> dict[str, TokenSequence]:
+        """The batch's token sequences, checked; one padding token a row for a modality that the batch lacks."""
+        given, inputs = batch.sequences(), self.tasks.inputs()
+        unknown = sorted(set(given) - set(inputs))
+        if unknown:
+            raise ValueError(f"batch.{unknown[0]}: the model reads {', '.join(inputs)} only")
+        num_records = batch.is_record.shape[0]
+        num_rows = next(iter(given.values())).segment_ids.shape[0] if given else num_records
+        if num_records % num_rows:
+            raise ValueError(f"batch of {num_records} records: expected a multiple of its {num_rows} rows")
+        sequences = {}
+        for name, spec in inputs.items():
+            if name not in given:
+                features = jnp.zeros((num_rows, 1, spec.dim))
+                sequences[name] = TokenSequence(features, jnp.zeros((num_rows, 1), jnp.int32))
+                continue
+            rows, tokens, dim = given[name].features.shape
+            if rows != num_rows or dim != spec.dim:
+                shape = given[name].features.shape
+                raise ValueError(f"batch.{name}.features {shape}: expected ({num_rows}, tokens, {spec.dim})")
+            if num_rows == num_records and self.config.position_embedding and tokens > spec.max_tokens:
+                raise ValueError(f"batch.{name}: {tokens} tokens, the position table has {spec.max_tokens}")
+            sequences[name] = given[name]
+        return sequences
+
+    def _modality_vectors(
+        self, sequences: dict[str, TokenSequence], segment_ids: dict[str, Array], num_records: int, is_training: bool
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Per modality that the model reads, pooled vectors ``[batch, dim]`` and ``[batch]`` whether it is present."""
+        states = {}
+        for name, sequence in sequences.items():
+            visible = TokenSequence(sequence.features, segment_ids[name])
+            states[name] = self.embed[name](visible, is_training=is_training)
+        states = self.cross_modal(states, segment_ids, is_training=is_training)
+        vectors, present = {}, {}
+        for name, ids in segment_ids.items():
+            num_segments = num_records // ids.shape[0]
+            pooled = self.pool[name](states[name], ids, num_segments)
+            vectors[name] = pooled.reshape(num_records, self.config.dim)
+            present[name] = record_membership(ids, num_segments).any(axis=-1).reshape(num_records)
+        return vectors, present
+
+    def _embed_users(self, fused: Array, emotion_state: Array, intent_state: Array | None) -> Array:
+        """F_u of Eq. 7: projection of [F; emotion-head state; intent-head state]."""
+        parts = [part for part in (fused, emotion_state, intent_state) if part is not None]
+        embedding = self.user_projection(jnp.concatenate(parts, axis=-1))
+        return finish_embedding(embedding, self.config.normalize_embeddings)
+
+
+def _in_order(parts: dict[str, Array]) -> Array:
+    """Stacks ``[batch, ...]`` arrays on axis 1 in the order of MODALITIES; zeros for a modality that is not read."""
+    absent = jnp.zeros_like(next(iter(parts.values())))
+    return jnp.stack([parts.get(name, absent) for name in MODALITIES], axis=1)

@@ -1,0 +1,141 @@
+"""One update: forward, Eq. 6, backward, AdamW; a pure function of (state, batch), jitted and donated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from mmei_jax.config import Config
+from mmei_jax.losses import RecordLosses, task_counts, task_losses, total_loss
+from mmei_jax.models.mmei import Mmei
+from mmei_jax.optimizer import trained_mask
+from mmei_jax.state import TrainState, variable_shapes
+from mmei_jax.types import Batch
+
+
+@struct.dataclass
+class StepReport:
+    """What one update tells the host, which fetches it late.
+
+    Attributes:
+        loss: the loss of Eq. 6.
+        task_totals, task_counts: by task, the sum of the record losses and what to divide it by.
+        gradient_norm: global norm of the trained parameters' gradients, before clipping.
+        modality_weights: ``[modalities]`` mean of alpha over the batch's records.
+        is_finite: by task, ``[batch]`` bool: False for a record whose loss is not finite.
+        record_index: ``[batch]`` int32 positions in the training split, in the order of ``is_finite``.
+    """
+
+    loss: Float[Array, ""]
+    task_totals: dict[str, Float[Array, ""]]
+    task_counts: dict[str, Float[Array, ""]]
+    gradient_norm: Float[Array, ""]
+    modality_weights: Float[Array, "modalities"]
+    is_finite: dict[str, Bool[Array, "batch"]]
+    record_index: Int[Array, "batch"]
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
+
+
+def make_train_step(
+    model: Mmei,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    class_weights: Float[Array, "emotions"] | None,
+) -> TrainStep:
+    """The update as a function of state and batch, not yet jitted.
+
+    Dropout keys derive from (seed, step, micro-batch): the state carries no generator. With gradient accumulation each
+    task is divided by its count in the *whole* batch, so the accumulated gradient is that of the whole batch; only the
+    in-batch negatives of the ranking loss come from the micro-batch alone.
+    """
+    num_micro_batches = config.train.gradient_accumulation_steps
+    is_trained = trained_mask(config.optimizer, variable_shapes(model)["params"])
+
+    def micro_loss(
+        parameters: Any, statistics: Any, batch: Batch, key: Array, counts: dict[str, Array]
+    ) -> tuple[Array, tuple[dict[str, RecordLosses], Array]]:
+        dropout_key, modality_key = jax.random.split(key)
+        # Frozen parameters get no backward pass, and their gradients are not in the norm.
+        learned = jax.tree.map(
+            lambda leaf, trained: leaf if trained else jax.lax.stop_gradient(leaf), parameters, is_trained
+        )
+        outputs = model.apply(
+            {"params": learned, "statistics": statistics},
+            batch,
+            is_training=True,
+            rngs={"dropout": dropout_key, "modality_dropout": modality_key},
+        )
+        losses = task_losses(outputs, batch, config.loss, class_weights)
+        loss, _ = total_loss(losses, config.loss, outputs.task_log_variances, counts=counts)
+        weights = jnp.sum(outputs.modality_weights * batch.is_record[:, None], axis=0)
+        return loss, (losses, weights)
+
+    value_and_gradient = jax.value_and_grad(micro_loss, has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        counts = task_counts(batch, config.loss, class_weights)
+
+        def one(micro_batch: Batch, index: Array | int) -> tuple[Any, Any]:
+            micro_key = jax.random.fold_in(key, index)
+            return value_and_gradient(state.parameters, state.statistics, micro_batch, micro_key, counts)
+
+        if num_micro_batches == 1:
+            (loss, (losses, weights)), gradients = one(batch, 0)
+            record_index = batch.record_index
+        else:
+            micro_batches = split_batch(batch, num_micro_batches)
+
+            def accumulate(total: Any, item: tuple[Batch, Array]) -> tuple[Any, Any]:
+                (loss, (losses, weights)), gradients = one(*item)
+                return jax.tree.map(jnp.add, total, (loss, weights, gradients)), losses
+
+            first = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], micro_batches), 0)
+            (loss_shape, (_, weights_shape)), gradient_shapes = first
+            zeros = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss_shape, weights_shape, gradient_shapes)
+            )
+            items = (micro_batches, jnp.arange(num_micro_batches))
+            (loss, weights, gradients), losses = jax.lax.scan(accumulate, zeros, items)
+            losses = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), losses)
+            record_index = micro_batches.record_index.reshape(-1)
+
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.parameters)
+        report = StepReport(
+            loss=loss,
+            task_totals={task: records.total() for task, records in losses.items()},
+            task_counts=counts,
+            gradient_norm=optax.global_norm(gradients),
+            modality_weights=weights / jnp.maximum(jnp.sum(batch.is_record), 1),
+            is_finite={task: jnp.isfinite(records.values) for task, records in losses.items()},
+            record_index=record_index,
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            parameters=optax.apply_updates(state.parameters, updates),
+            statistics=state.statistics,
+            optimizer_state=optimizer_state,
+        )
+        return new_state, report
+
+    return step
+
+
+def split_batch(batch: Batch, num_micro_batches: int) -> Batch:
+    """A batch with a leading axis of micro-batches.
+
+    Record ``r`` goes to micro-batch ``r % num_micro_batches``, so that every device's rows are dealt out evenly and none
+    has to move to another device.
+    """
+
+    def split(leaf: Array) -> Array:
+        dealt = leaf.reshape(leaf.shape[0] // num_micro_batches, num_micro_batches, *leaf.shape[1:])
+        return jnp.swapaxes(dealt, 0, 1)
+
+    return jax.tree.map(split, batch)

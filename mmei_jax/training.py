@@ -1,0 +1,247 @@
+"""Training: a loop that never waits for its step, and saves that resume to the bit.
+
+Order after an update: log -> evaluate -> save. A save carries the metrics of its step, by which the best one is kept,
+so evaluation comes before it. The last save follows the last update.
+"""
+
+import hashlib
+import time
+from collections import deque
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from clu import parameter_overview
+
+from mmei_jax import input_pipeline
+from mmei_jax.checkpointing import Checkpointer
+from mmei_jax.config import Config
+from mmei_jax.evaluation import Evaluator, emotion_class_weights
+from mmei_jax.optimizer import make_optimizer, make_schedule
+from mmei_jax.records import Dataset
+from mmei_jax.sharding import batch_sharding, make_mesh
+from mmei_jax.state import TrainState, build_model, initial_state, state_shapes, variable_shapes
+from mmei_jax.train_step import StepReport, TrainStep, make_train_step
+from mmei_jax.training_log import TrainingLog
+from mmei_jax.types import InputError
+from mmei_jax.workdir import StopRequest, locked, stop_on_signals, write_json, write_text
+
+# Updates that may be under way on the devices before the host waits: enough to hide the host's own work, few enough to
+# bound the memory that waiting batches hold.
+MAX_UPDATES_IN_FLIGHT = 2
+
+# Keys that may differ between the run that saved and the run that resumes: none of them changes what is computed.
+RESUMABLE_KEYS = (
+    "data.path",
+    "data.evaluation_batch_size",
+    "data.num_reader_threads",
+    "data.num_prefetch_batches",
+    "train.log_every_steps",
+    "train.save_every_steps",
+    "train.write_record_ids",
+    "mesh.data",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: completed updates.
+        best_step: the step whose checkpoint has the best metric; None before the first evaluation.
+        stopped_by: name of the signal that ended it early, or "".
+    """
+
+    step: int
+    best_step: int | None
+    stopped_by: str
+
+
+@dataclass
+class Progress:
+    """What decides over early stopping; saved with every checkpoint."""
+
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+    has_stopped_early: bool = False
+
+    def note(self, value: float, mode: str) -> None:
+        """Counts an evaluation whose metric is ``value``; ``mode`` is "max" or "min"."""
+        is_better = self.best_value is None or (value > self.best_value if mode == "max" else value < self.best_value)
+        self.evaluations_since_best = 0 if is_better else self.evaluations_since_best + 1
+        self.best_value = value if is_better else self.best_value
+
+
+def train(config: Config, workdir: Path) -> TrainResult:
+    """Trains until the end, an early stop, or a signal; goes on from the last checkpoint where there is one.
+
+    Args:
+        config: the run.
+        workdir: receives ``config.json``, ``parameters.txt``, ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
+
+    Raises:
+        InputError: configuration, data, devices or an earlier run in ``workdir`` do not fit; or a loss is not finite.
+    """
+    with locked(workdir), stop_on_signals() as stop, closing(_Run(config, workdir)) as run:
+        return run.loop(stop)
+
+
+class _Run:
+    """One process's part of a run: everything that the loop needs, built once."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.dataset = Dataset.open(config.data.path)
+        self.fingerprint = hashlib.sha256((self.dataset.path / "manifest.json").read_bytes()).hexdigest()
+        input_pipeline.check(self.dataset, config)
+        self.mesh = make_mesh(config)
+        self.model = build_model(config, self.dataset)
+        self.split = self.dataset.split(*config.data.train_splits)
+        self.num_steps = input_pipeline.num_steps(self.split.num_records, config)
+        self.schedule = make_schedule(
+            config.optimizer,
+            num_steps=self.num_steps,
+            steps_per_epoch=self.split.num_records / config.data.batch_size,
+        )
+        self.optimizer = make_optimizer(config.optimizer, variable_shapes(self.model)["params"], self.schedule)
+        self.evaluator = Evaluator(self.model, config, self.dataset, self.mesh)
+        self.checkpointer = Checkpointer(
+            workdir, best_metric=config.train.best_metric, best_mode=config.train.best_mode
+        )
+
+    def loop(self, stop: StopRequest) -> TrainResult:
+        """All updates that are left."""
+        state, iterator, progress = self._start()
+        step = int(state.step)
+        train_step = self._jit_step()
+        in_flight: deque[StepReport] = deque()
+        with closing(self._open_log(step)) as log:
+            while step < self.num_steps and not progress.has_stopped_early and not stop:
+                started = time.perf_counter()
+                batch = next(iterator)
+                wait_seconds = time.perf_counter() - started
+                with jax.transfer_guard("disallow"):
+                    state, report = train_step(state, batch)
+                step += 1
+                log.add(step, report, wait_seconds)
+                in_flight.append(report)
+                if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
+                    jax.block_until_ready(in_flight.popleft().loss)
+                evaluates = self._evaluates_after(step)
+                saves = evaluates or step % self.config.train.save_every_steps == 0
+                if saves or step % self.config.train.log_every_steps == 0:
+                    log.flush(self.schedule)
+                metrics = self._evaluate(state, step, log, progress) if evaluates else None
+                if saves:
+                    self._save(step, state, iterator, progress, metrics)
+                    log.restart_clock()
+            if stop and step > (self.checkpointer.latest_step or 0):
+                log.flush(self.schedule)
+                self._save(step, state, iterator, progress, None)
+            self.checkpointer.wait()
+            print(log.summary(), flush=True)
+        return TrainResult(step=step, best_step=self.checkpointer.best_step, stopped_by=stop.signal_name)
+
+    def close(self) -> None:
+        """Lets go of the checkpoints, after the last save."""
+        self.checkpointer.close()
+
+    def _start(self) -> tuple[TrainState, Any, Progress]:
+        """State, reader and progress: of the last checkpoint, or fresh."""
+        config = self.config
+        iterator = input_pipeline.train_iterator(
+            self.dataset, config, batch_sharding(self.mesh), statistics=self.evaluator.ranking_statistics
+        )
+        if self.checkpointer.latest_step is not None:
+            self._check_resumable(self.checkpointer.read_config(self.checkpointer.latest_step))
+            shapes = state_shapes(self.model, self.optimizer, self.mesh)
+            state, progress = self.checkpointer.restore(shapes, iterator)
+            print(f"going on from the checkpoint of step {int(state.step)}", flush=True)
+            return state, iterator, Progress(**progress)
+        statistics = {}
+        if config.data.standardize:
+            statistics = {name: input_pipeline.feature_statistics(self.split, name) for name in config.data.modalities}
+        state = initial_state(self.model, self.optimizer, self.mesh, seed=config.seed, statistics=statistics)
+        self._write_description(state)
+        return state, iterator, Progress()
+
+    def _jit_step(self) -> TrainStep:
+        class_weights = emotion_class_weights(self.config.loss, self.dataset)
+        step = make_train_step(self.model, self.optimizer, self.config, class_weights)
+        return jax.jit(step, donate_argnums=0)
+
+    def _open_log(self, step: int) -> TrainingLog:
+        return TrainingLog(
+            self.workdir,
+            self.split.ids,
+            num_steps=self.num_steps,
+            batch_size=self.config.data.batch_size,
+            num_records=self.split.num_records,
+            writes_record_ids=self.config.train.write_record_ids,
+            resumed_step=step,
+        )
+
+    def _evaluates_after(self, step: int) -> bool:
+        """Whether the update ends the run or completes another ``evaluate_every_epochs`` passes over the records."""
+        records = self.config.train.evaluate_every_epochs * self.split.num_records
+        size = self.config.data.batch_size
+        return step == self.num_steps or step * size // records > (step - 1) * size // records
+
+    def _evaluate(self, state: TrainState, step: int, log: TrainingLog, progress: Progress) -> dict[str, float]:
+        """Measures on the validation splits; keeps account of the best value and of patience."""
+        train = self.config.train
+        figures = self.evaluator.measure(state.variables, self.config.data.validation_splits)
+        metrics = {f"validation/{name}": value for name, value in figures.items()}
+        log.write_evaluation(step, metrics)
+        if train.best_metric not in metrics:
+            known = ", ".join(sorted(metrics))
+            raise InputError(f"config.train.best_metric = {train.best_metric!r}: expected one of {known}")
+        progress.note(metrics[train.best_metric], train.best_mode)
+        progress.has_stopped_early = 0 < train.patience_evaluations <= progress.evaluations_since_best
+        return metrics
+
+    def _save(
+        self, step: int, state: TrainState, iterator: Any, progress: Progress, metrics: dict[str, float] | None
+    ) -> None:
+        self.checkpointer.save(
+            step, state, iterator, progress=asdict(progress), config=self._saved_config(), metrics=metrics
+        )
+
+    def _saved_config(self) -> dict[str, Any]:
+        return {"config": self.config.to_json(), "manifest_sha256": self.fingerprint}
+
+    def _check_resumable(self, saved: dict[str, Any]) -> None:
+        """Refuses to go on with another data set, or with a key that would change what is computed."""
+        if saved["manifest_sha256"] != self.fingerprint:
+            raise InputError(f"{self.config.data.path}: not the data set that the run in {self.workdir} was trained on")
+        before, now = _flatten(saved["config"]), _flatten(self.config.to_json())
+        for key, value in now.items():
+            if key not in RESUMABLE_KEYS and before.get(key) != value:
+                raise InputError(
+                    f"config.{key} = {value!r}: expected {before.get(key)!r}, with which the run in {self.workdir} began"
+                )
+
+    def _write_description(self, state: TrainState) -> None:
+        write_json(self.workdir / "config.json", self.config.to_json())
+        table = parameter_overview.get_parameter_overview(state.parameters)
+        write_text(self.workdir / "parameters.txt", table + "\n")
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+        print(
+            f"{num_parameters:,} parameters (table: {self.workdir / 'parameters.txt'}); "
+            f"{self.split.num_records:,} training records; {self.num_steps:,} updates of {self.config.data.batch_size} "
+            f"on {self.mesh.size} device(s)",
+            flush=True,
+        )
+        for name, cut in input_pipeline.truncation_report(self.split, self.config).items():
+            if cut.num_truncated_records:
+                print(f"{name}: {cut}; config.data.max_tokens.{name} is the limit", flush=True)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

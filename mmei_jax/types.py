@@ -1,0 +1,170 @@
+"""What crosses module borders: the batch, the outputs, and the words used for their dimensions.
+
+Dimension glossary, used in every public signature:
+
+* ``batch``: records. ``rows``: token rows; ``batch == rows * segments`` where ``segments`` is the number of records
+  packed in one row (1 unless rows are packed).
+* ``tokens``: positions along one modality of one row. ``dim``: features of one token.
+* ``modalities``: always in the order of :data:`MODALITIES`.
+* ``emotions``, ``intents``: classes in label order. ``items``: catalogue entries. ``slate``: positions of one slate.
+* ``heads``: attention heads.
+
+Logical axis names carried by parameters (``sharding.py`` maps them to mesh axes): ``embed`` (model dimension),
+``heads`` (attention heads times head dimension), ``mlp`` (feed-forward dimension), ``features`` (input features),
+``classes``, ``position``, ``kind``.
+"""
+
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+MODALITIES = ("vision", "audio", "text")
+
+
+class InputError(ValueError):
+    """Something a user gave is wrong: one line that names the file, key or record, the value, and what is accepted.
+
+    Entry points print it without a traceback and exit with a non-zero code.
+    """
+
+
+@struct.dataclass
+class TokenSequence:
+    """One modality of a batch: token features and the record each token belongs to.
+
+    Attributes:
+        features: ``[rows, tokens, dim]`` float. What padding holds is arbitrary: nothing may depend on it.
+        segment_ids: ``[rows, tokens]`` int32. 0 is padding; ``s >= 1`` marks a token of the row's ``s``-th record. The
+            tokens of one record are contiguous. A record without any token in this modality lacks the modality.
+    """
+
+    features: Float[Array, "rows tokens dim"]
+    segment_ids: Int[Array, "rows tokens"]
+
+
+@struct.dataclass
+class Label:
+    """Targets of one task.
+
+    Attributes:
+        value: ``[batch]`` int32 class id (softmax), ``[batch, classes]`` float32 in [0, 1] (sigmoid), or ``[batch]``
+            float32 (regression). Arbitrary, but finite, where not labelled.
+        is_labelled: ``[batch]`` bool. False for records without this label and for filler records.
+    """
+
+    value: Array
+    is_labelled: Bool[Array, "batch"]
+
+
+@struct.dataclass
+class Items:
+    """Catalogue entries as the content tower reads them.
+
+    Attributes:
+        features: ``[..., dim]`` float32 item features.
+        kind: ``[...]`` int32 index into the catalogue's kinds (music, video ...).
+    """
+
+    features: Float[Array, "*items dim"]
+    kind: Int[Array, "*items"]
+
+
+@struct.dataclass
+class Slate:
+    """The items a record's user was shown, and how well each was received.
+
+    Attributes:
+        items: :class:`Items` with leading shape ``[batch, slate]``.
+        item_index: ``[batch, slate]`` int32 catalogue row, -1 where the slate is shorter.
+        feedback: ``[batch, slate]`` float32 observed satisfaction, 0 where not shown.
+        is_shown: ``[batch, slate]`` bool.
+    """
+
+    items: Items
+    item_index: Int[Array, "batch slate"]
+    feedback: Float[Array, "batch slate"]
+    is_shown: Bool[Array, "batch slate"]
+
+
+@struct.dataclass
+class RankingTargets:
+    """What the ranking loss and the ranking metrics need of a record.
+
+    Attributes:
+        positive: :class:`Items` with leading shape ``[batch]``: the shown item with the best observed feedback.
+        positive_index: ``[batch]`` int32 catalogue row of the positive, -1 where there is none.
+        has_positive: ``[batch]`` bool. False for filler records.
+        log_sampling_probability: ``[batch]`` float32, log of the share of training records whose positive is this item
+            (the logQ correction); 0 where there is no positive.
+        relevant_index: ``[batch, relevant]`` int32 catalogue rows of the truly relevant items, -1 as filler.
+        slate: present only when the ranking loss is listwise.
+    """
+
+    positive: Items
+    positive_index: Int[Array, "batch"]
+    has_positive: Bool[Array, "batch"]
+    log_sampling_probability: Float[Array, "batch"]
+    relevant_index: Int[Array, "batch relevant"]
+    slate: Slate | None = None
+
+
+@struct.dataclass
+class Batch:
+    """A batch of records, on the host (NumPy) or on devices.
+
+    A modality that the data set or the configuration lacks is None; a task that is switched off is None.
+
+    Attributes:
+        vision, audio, text: token sequences; all have the same number of rows.
+        is_record: ``[batch]`` bool. False for filler that completes the last batch of an evaluation.
+        record_index: ``[batch]`` int32 position in the split, -1 for filler.
+        emotion, intent: targets.
+        ranking: targets of the recommender.
+    """
+
+    vision: TokenSequence | None
+    audio: TokenSequence | None
+    text: TokenSequence | None
+    is_record: Bool[Array, "batch"]
+    record_index: Int[Array, "batch"]
+    emotion: Label | None = None
+    intent: Label | None = None
+    ranking: RankingTargets | None = None
+
+    def sequences(self) -> dict[str, TokenSequence]:
+        """The modalities that exist in this batch, by name, in the order of :data:`MODALITIES`."""
+        found = {name: getattr(self, name) for name in MODALITIES}
+        return {name: sequence for name, sequence in found.items() if sequence is not None}
+
+
+@struct.dataclass
+class Outputs:
+    """What the model says about a batch.
+
+    Attributes:
+        emotion: ``[batch, emotions]`` float32 logits (softmax, sigmoid) or ``[batch]`` values (regression); None when
+            the task is off.
+        intent: ``[batch, intents]`` float32 logits; None when the task is off.
+        modality_weights: ``[batch, modalities]`` float32, alpha of Eq. 3 in the order of :data:`MODALITIES`; exactly 0
+            for an absent modality, sums to 1 unless all are absent.
+        modality_vectors: ``[batch, modalities, dim]`` float32, pooled modality vectors; exactly 0 when absent.
+        fused: ``[batch, dim]`` float32, F of Eq. 3.
+        emotion_state, intent_state: ``[batch, dim]`` float32, what the heads' linear layers read; None when off.
+        user_embedding: ``[batch, embedding]`` float32, F_u of Eq. 7; None when ranking is off.
+        positive_embedding: ``[batch, embedding]`` float32, E_c of the batch's positives; None when ranking is off.
+        slate_embedding: ``[batch, slate, embedding]`` float32; None unless the batch carries slates.
+        task_log_variances: ``[tasks]`` float32 in the order of the tasks that are on (emotion, intent, ranking); None
+            unless task weights are learned (Kendall et al., 2018).
+    """
+
+    emotion: Array | None
+    intent: Float[Array, "batch intents"] | None
+    modality_weights: Float[Array, "batch modalities"]
+    modality_vectors: Float[Array, "batch modalities dim"]
+    fused: Float[Array, "batch dim"]
+    emotion_state: Float[Array, "batch dim"] | None
+    intent_state: Float[Array, "batch dim"] | None
+    user_embedding: Float[Array, "batch embedding"] | None
+    positive_embedding: Float[Array, "batch embedding"] | None
+    slate_embedding: Float[Array, "batch slate embedding"] | None
+    task_log_variances: Float[Array, "tasks"] | None

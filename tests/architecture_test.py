@@ -1,0 +1,241 @@
+"""Reads the source of the package and holds its layout: who may import whom, and what appears nowhere.
+
+A new module goes into :data:`LEVELS`. It may import modules of lower levels, and the modules of its own group; a group
+is one part of the package that takes several files. Inside ``main()``, the function behind a module's command, anything
+may be imported.
+"""
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "mmei_jax"
+
+# Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
+LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("types", "config"),),
+    (
+        ("command",),
+        ("workdir",),
+        ("encoders.transformer",),
+        ("losses", "record_losses", "ranking_losses"),
+        ("metrics", "mergeable", "ranking_metrics", "recognition_metrics"),
+        ("records", "record_schema", "record_files", "record_arrow", "record_writer"),
+        ("metric_writer",),
+        ("sharding",),
+        ("optimizer",),
+        ("simulation.aigc_int", "simulation.aigc_int_posterior", "simulation.aigc_int_calibration"),
+    ),
+    (
+        ("input_pipeline",),
+        ("models.fusion", "models.heads"),
+        ("checkpointing",),
+        ("reports",),
+        ("simulation.aigc_int_dataset", "simulation.aigc_int_report"),
+    ),
+    (("models.mmei",),),
+    (("state", "evaluation"), ("extraction.import_features",)),
+    (("training", "train_step", "training_log"),),
+)
+LEVEL_OF = {name: level for level, groups in enumerate(LEVELS) for group in groups for name in group}
+GROUP_OF = {name: group for groups in LEVELS for group in groups for name in group}
+
+# Folders beside the package: a wheel has none of them.
+OUTSIDE_WHEEL = {"benchmarks", "configs", "data", "eval", "tests", "train"}
+FOREIGN_FRAMEWORKS = {"keras", "tensorflow", "tensorflow_datasets", "tensorflow_probability", "torch", "torchvision"}
+PICKLING = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+# What a model must not see: configuration files, flags, files, optimizers.
+UNSEEN_BY_MODELS = {
+    "absl",
+    "argparse",
+    "grain",
+    "io",
+    "json",
+    "ml_collections",
+    "optax",
+    "orbax",
+    "os",
+    "pathlib",
+    "pyarrow",
+}
+# Import names of distributions that are not called like what they install.
+IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax"}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "__init__.py"
+}
+ENTRY_POINTS = [path for path in (ROOT / "train.py", ROOT / "eval.py") if path.exists()]
+RUN_TIME_FILES = [*sorted(PACKAGE.rglob("*.py")), *ENTRY_POINTS]
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def _imports(node: ast.AST, *, with_main: bool) -> list[tuple[str, int]]:
+    """Every module that the node's code imports, as (dotted name, line); without main()'s own if so asked."""
+    found: list[tuple[str, int]] = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            found += [(alias.name, child.lineno) for alias in child.names]
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: relative import"
+            # "from a import b" may name the module a.b or a name inside a: both are kept, the caller knows which exist.
+            found += [(f"{child.module}.{alias.name}", child.lineno) for alias in child.names]
+        elif with_main or not (isinstance(child, ast.FunctionDef) and child.name == "main"):
+            found += _imports(child, with_main=with_main)
+    return found
+
+
+def _imported_modules(path: Path, *, with_main: bool) -> dict[str, int]:
+    """Modules of the package that a file imports, by their name relative to it, with the line."""
+    found = {}
+    for dotted, line in _imports(_tree(path), with_main=with_main):
+        parts = dotted.split(".")
+        if parts[0] != "mmei_jax":
+            continue
+        for length in (len(parts), len(parts) - 1):
+            name = ".".join(parts[1:length])
+            if name in MODULES:
+                found[name] = line
+                break
+        else:
+            is_package = PACKAGE.joinpath(*parts[1:]).is_dir()
+            assert is_package, f"{_name(path)}:{line} imports {dotted}, which is not there"
+    return found
+
+
+def _import_roots(path: Path) -> dict[str, int]:
+    return {dotted.split(".")[0]: line for dotted, line in _imports(_tree(path), with_main=True)}
+
+
+def test_every_module_has_a_level():
+    missing = sorted(set(MODULES) - set(LEVEL_OF))
+    assert not missing, f"give these modules a place in LEVELS of tests/architecture_test.py: {', '.join(missing)}"
+
+
+def test_every_level_names_each_module_once():
+    names = [name for groups in LEVELS for group in groups for name in group]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) & set(LEVEL_OF)))
+def test_module_imports_lower_levels_only(name):
+    upward = [
+        f"line {line}: {imported} (level {LEVEL_OF[imported]})"
+        for imported, line in _imported_modules(MODULES[name], with_main=False).items()
+        if imported in LEVEL_OF and LEVEL_OF[imported] >= LEVEL_OF[name] and imported not in GROUP_OF[name]
+    ]
+    assert not upward, f"{name} is of level {LEVEL_OF[name]} and must not import {'; '.join(upward)}"
+
+
+def test_imports_have_no_circles():
+    graph = {name: set(_imported_modules(path, with_main=False)) for name, path in MODULES.items()}
+    while leaves := {name for name, imported in graph.items() if not imported & set(graph)}:
+        graph = {name: imported for name, imported in graph.items() if name not in leaves}
+    assert not graph, f"modules that import each other in a circle, or hang on one: {sorted(graph)}"
+
+
+@pytest.mark.parametrize("path", RUN_TIME_FILES, ids=_name)
+def test_file_uses_neither_foreign_frameworks_nor_pickle(path):
+    roots = _import_roots(path)
+    assert not (FOREIGN_FRAMEWORKS | PICKLING) & set(roots)
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False", f"line {node.value.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted(MODULES.values()), ids=_name)
+def test_package_does_not_import_what_its_wheel_lacks(path):
+    assert not OUTSIDE_WHEEL & set(_import_roots(path))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("models.", "encoders.transformer"))])
+def test_model_sees_no_configuration_files_flags_or_optimizers(name):
+    assert not UNSEEN_BY_MODELS & set(_import_roots(MODULES[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "config"])
+def test_config_dict_ends_at_config_module(name):
+    assert "ml_collections" not in _import_roots(MODULES[name])
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_a_module_with_a_command_parses_flags(name):
+    tree = _tree(MODULES[name])
+    parses = {"absl.flags", "argparse"} & {
+        prefix for dotted, _ in _imports(tree, with_main=True) for prefix in (dotted, dotted.rpartition(".")[0])
+    }
+    has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    assert not parses or has_main, f"{name} imports {parses} and has no main()"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "sharding"])
+def test_only_sharding_names_mesh_axes(name):
+    forbidden = {"PartitionSpec", "P", "pmap", "AxisType"}
+    for node in ast.walk(_tree(MODULES[name])):
+        if isinstance(node, ast.ImportFrom) and node.module in ("jax", "jax.sharding"):
+            assert not forbidden & {alias.name for alias in node.names}, f"line {node.lineno}"
+            assert node.module == "jax.sharding" or "make_mesh" not in {alias.name for alias in node.names}
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in forbidden - {"P"}, f"line {node.lineno}: {node.attr}"
+            is_jax = isinstance(node.value, ast.Name) and node.value.id == "jax"
+            assert not (is_jax and node.attr == "make_mesh"), f"line {node.lineno}: jax.make_mesh"
+
+
+@pytest.mark.parametrize("path", RUN_TIME_FILES, ids=_name)
+def test_no_handler_catches_everything(path):
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: except without a type"
+
+
+def test_files_stay_short():
+    sources = [*RUN_TIME_FILES, *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "tests").glob("*.py"))]
+    limits = {path: 60 if path in ENTRY_POINTS else 400 for path in sources}
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
+    assert not {_name(path): length for path, length in lengths.items() if length > limits[path]}
+
+
+def test_files_are_named_after_what_they_hold():
+    assert not [name for name in MODULES if re.fullmatch(r"(utils?|common|helpers?|misc)", name.rpartition(".")[2])]
+
+
+def test_every_folder_of_the_package_is_a_package_that_imports_nothing():
+    for folder in {path.parent for path in MODULES.values()}:
+        assert (folder / "__init__.py").exists(), f"{_name(folder)}/__init__.py is missing"
+        assert not _imports(_tree(folder / "__init__.py"), with_main=True), f"{_name(folder)}/__init__.py imports"
+
+
+def test_package_imports_declared_dependencies_only():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    distributions = [re.match(r"[\w.-]+", line).group().replace("-", "_") for line in project["dependencies"]]
+    known = {IMPORT_NAMES.get(name, name) for name in distributions} | set(sys.stdlib_module_names) | {"mmei_jax"}
+    undeclared = {_name(path): sorted(set(_import_roots(path)) - known) for path in RUN_TIME_FILES}
+    assert not {name: roots for name, roots in undeclared.items() if roots}
+
+
+def test_importing_the_whole_package_loads_neither_torch_nor_tensorflow():
+    names = [f"mmei_jax.{name}" for name in sorted(MODULES)]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        f"print(sorted({FOREIGN_FRAMEWORKS!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,78 @@
+"""The configuration is refused or understood, by key name, before any work is done."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from configs import default
+from mmei_jax.config import parse
+from mmei_jax.types import InputError
+
+CONFIGS = sorted(path.stem for path in Path(__file__).parents[1].joinpath("configs").glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_config_is_accepted_and_survives_json(name):
+    config = parse(importlib.import_module(f"configs.{name}").get_config())
+    assert parse(config.to_json()) == config
+
+
+def changed(**changes):
+    config = default.get_config().to_dict()
+    for dotted, value in changes.items():
+        *groups, key = dotted.split("__")
+        target = config
+        for group in groups:
+            target = target[group]
+        target[key] = value
+    return config
+
+
+REFUSED = [
+    ({"model__nope": 1}, r"config\.model\.nope: unknown key"),
+    ({"model__dim": "64"}, r"config\.model\.dim = '64': expected int, got str"),
+    ({"model__dim": True}, r"config\.model\.dim = True: expected int, got bool"),
+    ({"model__dim": 30}, r"config\.model\.num_heads = 8: expected a divisor of model\.dim \(30\)"),
+    ({"model__pooling": "max"}, r"config\.model\.pooling = 'max': expected one of 'mean', 'attention', 'first'"),
+    ({"model__dropout_rate": 1.0}, r"config\.model\.dropout_rate = 1\.0: expected a rate in \[0, 1\)"),
+    ({"data": 3}, r"config\.data = 3: expected a group of keys"),
+    ({"data__modalities": ("vision", "smell")}, r"config\.data\.modalities"),
+    ({"data__modalities": ("text", "text")}, r"config\.data\.modalities .* each modality once"),
+    ({"data__train_splits": "train"}, r"config\.data\.train_splits = 'train': expected a tuple"),
+    ({"data__test_splits": ("train",)}, r"splits that are used once"),
+    ({"data__max_tokens__audio": (50, 24)}, r"config\.data\.max_tokens\.audio"),
+    ({"data__max_tokens__audio": (24, 50)}, r"as many buckets as data\.max_tokens\.vision \(1\)"),
+    ({"data__batch_size": 0}, r"config\.data\.batch_size = 0: expected at least 1"),
+    ({"loss__temperature": 0.0}, r"config\.loss\.temperature = 0\.0: expected a positive number"),
+    ({"loss__emotion_class_weights": (("joy", -1.0),)}, r"config\.loss\.emotion_class_weights\['joy'\] = -1\.0"),
+    (
+        {"loss__emotion_class_weights": (("joy", 1.0),), "loss__emotion": "sigmoid"},
+        r"class weights go with 'softmax'",
+    ),
+    ({"optimizer__schedule": "step"}, r"config\.optimizer\.step_epochs = \(\)"),
+    ({"optimizer__step_epochs": (60,)}, r"config\.optimizer\.step_epochs = \(60,\)"),
+    ({"optimizer__rate_multipliers": (("x",),)}, r"config\.optimizer\.rate_multipliers\[0\] .* expected 2 values"),
+    ({"train__best_metric": "test/emotion/accuracy"}, r"must not be selected on test data"),
+    ({"train__gradient_accumulation_steps": 3}, r"a divisor of data\.batch_size \(32\)"),
+    ({"mesh__data": 0}, r"config\.mesh\.data = 0"),
+    ({"seed": -1}, r"config\.seed = -1: expected a non-negative integer"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_bad_value_is_refused_by_key(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        parse(changed(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_key_is_refused():
+    config = default.get_config().to_dict()
+    del config["optimizer"]["beta1"]
+    with pytest.raises(InputError, match=r"config\.optimizer\.beta1: missing key"):
+        parse(config)
+
+
+def test_integer_is_accepted_where_a_float_is_expected():
+    assert parse(changed(loss__ranking_weight=1)).loss.ranking_weight == 1.0

@@ -1,0 +1,42 @@
+"""What holds in every test: the CPU, no rank promotion, no compilation cache, and checked shapes and types.
+
+The package's functions are checked against their jaxtyping annotations by beartype. That happens here only; users of
+the package pay nothing for it.
+"""
+
+import os
+from pathlib import Path
+
+# Before jax is imported anywhere: the accelerator of a developer's machine must not change what a test sees. Processes
+# that tests start inherit both.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import jax
+import jaxtyping
+
+PACKAGE = Path(__file__).parents[1] / "mmei_jax"
+
+_PROTOCOL = "beartype cannot check arguments against a Protocol that is not runtime_checkable"
+# Modules whose annotations cannot be checked, and why.
+UNCHECKED = {
+    "mmei_jax.config": "beartype cannot read annotations that name types.GenericAlias; no arrays here",
+    "mmei_jax.extraction.import_features": _PROTOCOL,
+    "mmei_jax.extraction.label_columns": _PROTOCOL,
+    "mmei_jax.input_pipeline": _PROTOCOL,
+    "mmei_jax.record_schema": "its dataclasses hold what users give; the writer says in one line what is wrong with it",
+    "mmei_jax.types": "jax.tree.map and jax.eval_shape put shapes, shardings and plain objects into its dataclasses",
+}
+
+
+def _checked_modules() -> list[str]:
+    names = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    return sorted(names - set(UNCHECKED))
+
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")

@@ -1,0 +1,35 @@
+"""Trains MMEI: python train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.seed=1 ...]."""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mmei_jax import command
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file; --config.group.key=value changes a key (configs/default.py explains them all)."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, metrics and evaluations. The same command goes on where a run stopped."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main() -> int:
+    """Trains, and says how to go on."""
+    # Imported here so that --help and a wrong flag answer at once.
+    from mmei_jax.config import parse
+    from mmei_jax.training import train
+
+    result = train(parse(CONFIG.value), Path(WORKDIR.value))
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by} at step {result.step}, saved; the same command goes on from there")
+        return command.EXIT_TERMINATED
+    print(f"trained to step {result.step}; best checkpoint: step {result.best_step}; written: {WORKDIR.value}")
+    print(f"next: python eval.py --workdir={WORKDIR.value} --split=test")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)
