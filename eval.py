@@ -10,7 +10,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that train.py ma
 SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Which of the configuration's splits to evaluate."
 )
-DATA = flags.DEFINE_string("data", None, "Folder of the data set, where it is not the one that the run was trained from.")
+DATA = flags.DEFINE_string(
+    "data", None, "Folder of the data set, if it is not where the run found it."
+)
 flags.mark_flags_as_required(["workdir"])
 
 

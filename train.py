@@ -22,7 +22,7 @@ def main() -> int:
     from mmei_jax.config import parse
     from mmei_jax.training import train
 
-    result = train(parse(CONFIG.value), Path(WORKDIR.value))
+    result = train(parse(CONFIG.value.to_dict()), Path(WORKDIR.value))
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} at step {result.step}, saved; the same command goes on from there")
         return command.EXIT_TERMINATED

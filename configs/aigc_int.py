@@ -1,4 +1,4 @@
-"""MMEI at full size on AIGC-INT-Sim with 768 features per token, as ViT, Wav2Vec2 and BERT give them. For an accelerator."""
+"""MMEI at full size on AIGC-INT-Sim with 768 features per token, as ViT, Wav2Vec2 and BERT give; for an accelerator."""
 
 import ml_collections
 
@@ -6,7 +6,7 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """d = 256, 4 layers, 8 heads; the paper's recipe with warm-up and cosine."""
+    """D = 256, 4 layers, 8 heads; the paper's recipe with warm-up and cosine."""
     config = default.get_config()
     config.data.path = "runs/data/aigc_int"
     return config

@@ -1,5 +1,7 @@
-"""The paper to the letter: Eq. 1 without bias or embeddings, heads that are one linear layer (Eq. 4-5), a raw dot product
-(Eq. 7), and the recipe of its section 4.2."""
+"""The paper to the letter, and the recipe of its section 4.2.
+
+Eq. 1 without bias or embeddings, heads that are one linear layer (Eq. 4-5), a raw dot product (Eq. 7).
+"""
 
 import ml_collections
 

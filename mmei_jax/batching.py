@@ -3,13 +3,16 @@
 Nothing here touches a device, and every object can be pickled: it runs in reader threads or processes.
 """
 
+from typing import Any
+
 import numpy as np
-from jaxtyping import Int64, Integer, Shaped
+from jaxtyping import Int64, Integer
 
 from mmei_jax.config import Config
+from mmei_jax.padding import pad_rows
 from mmei_jax.ranking_targets import RankingReader, RankingStatistics
 from mmei_jax.records import Split
-from mmei_jax.types import MODALITIES, Batch, InputError, Label, RankingTargets, TokenSequence
+from mmei_jax.types import MODALITIES, Batch, InputError, Label, TokenSequence
 
 
 class BatchReader:
@@ -70,58 +73,26 @@ class BatchReader:
             InputError: a record does not fit the data set's description; names it.
         """
         size = len(indices)
+        is_record: Any = indices >= 0
+        record_index: Any = indices.astype(np.int32)
         records = indices[indices >= 0].astype(np.int64)
         sequences = {name: self._sequence(name, records, sizes[bucket], size) for name, sizes in self._buckets.items()}
         return Batch(
             vision=sequences.get("vision"),
             audio=sequences.get("audio"),
             text=sequences.get("text"),
-            is_record=indices >= 0,
-            record_index=indices.astype(np.int32),
+            is_record=is_record,
+            record_index=record_index,
             emotion=self._label(self._emotion_label, records, size),
             intent=self._label("intent", records, size) if self._has_intent else None,
-            ranking=None if self._ranking is None else _pad_ranking(self._ranking.read(records), size),
+            ranking=None if self._ranking is None else self._ranking.read(records, size),
         )
 
     def _sequence(self, name: str, records: Int64[np.ndarray, "records"], num_tokens: int, size: int) -> TokenSequence:
         features, lengths = self._split.gather_tokens(name, records, num_tokens)
         segment_ids = (np.arange(num_tokens, dtype=np.int32) < lengths[:, None]).astype(np.int32)
-        return TokenSequence(features=_pad(features, size), segment_ids=_pad(segment_ids, size))
+        return TokenSequence(features=pad_rows(features, size), segment_ids=pad_rows(segment_ids, size))
 
     def _label(self, name: str, records: Int64[np.ndarray, "records"], size: int) -> Label:
         value, is_labelled = self._split.gather_label(name, records)
-        return Label(value=_pad(value, size), is_labelled=_pad(is_labelled, size))
-
-
-def _pad(array: Shaped[np.ndarray, "records ..."], size: int, fill: int = 0) -> Shaped[np.ndarray, "batch ..."]:
-    """Completes the leading axis to ``size`` with ``fill``."""
-    if len(array) == size:
-        return array
-    padded = np.full((size, *array.shape[1:]), fill, array.dtype)
-    padded[: len(array)] = array
-    return padded
-
-
-def _pad_ranking(targets: RankingTargets, size: int) -> RankingTargets:
-    """Completes ranking targets with filler: index -1, everything else 0 or false."""
-    slate = targets.slate
-    if slate is not None:
-        slate = slate.replace(
-            items=slate.items.replace(
-                features=_pad(slate.items.features, size),
-                kind=_pad(slate.items.kind, size),
-            ),
-            item_index=_pad(slate.item_index, size, -1),
-            feedback=_pad(slate.feedback, size),
-            is_shown=_pad(slate.is_shown, size),
-        )
-    return RankingTargets(
-        positive=targets.positive.replace(
-            features=_pad(targets.positive.features, size), kind=_pad(targets.positive.kind, size)
-        ),
-        positive_index=_pad(targets.positive_index, size, -1),
-        has_positive=_pad(targets.has_positive, size),
-        log_sampling_probability=_pad(targets.log_sampling_probability, size),
-        relevant_index=_pad(targets.relevant_index, size, -1),
-        slate=slate,
-    )
+        return Label(value=pad_rows(value, size), is_labelled=pad_rows(is_labelled, size))

@@ -1,19 +1,35 @@
 """Checkpoints: model, optimizer, reader position, progress and configuration, saved and restored together by Orbax.
 
-Each step holds five items: ``model`` (parameters and statistics: all that inference needs), ``optimizer``, ``data`` (the
-Grain iterator), ``progress`` and ``config`` (JSON). The latest and the best step are kept. Saves are asynchronous and
-become visible by rename; :meth:`Checkpointer.close` waits for the last one.
+Each step holds five items: ``model`` (parameters and statistics: all that inference needs), ``optimizer``, ``data``
+(position of the Grain iterator), ``progress`` and ``config``. The last three are JSON: Grain's own handler names its file
+by process, and would not restore on another number of processes. The latest and the best step are kept. Saves are asynchronous
+and become visible by rename; :meth:`Checkpointer.close` waits for the last one.
 """
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
-import grain
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from mmei_jax.state import TrainState
-from mmei_jax.types import InputError
+from mmei_jax.types import InputError, TrainState
+
+
+# Metadata, JSON and directories of one checkpoint.
+_BYTES_BESIDE_ARRAYS = 1 << 20
+
+
+class _WithoutExpectedWarnings(logging.Filter):
+    """Drops Orbax's warning about a save without metrics: between evaluations there are none to give."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "tracked_metric" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_WithoutExpectedWarnings())
 
 
 class Checkpointer:
@@ -68,16 +84,18 @@ class Checkpointer:
             step: completed updates.
             state: on devices.
             iterator: Grain iterator, at the position after the step's batch.
-            progress, config: JSON values.
+            progress: JSON values.
+            config: JSON values.
             metrics: of an evaluation at this step; None where there was none, and the step can't be the best.
 
         Raises:
             InputError: this save or the one before it could not be written (a full disk, say).
         """
+        self._check_free_space(step, state)
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave({"step": state.step, "state": state.optimizer_state}),
-            data=grain.checkpoint.CheckpointSave(iterator),
+            data=ocp.args.JsonSave(iterator.get_state()),
             progress=ocp.args.JsonSave(progress),
             config=ocp.args.JsonSave(config),
         )
@@ -99,10 +117,11 @@ class Checkpointer:
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(shapes.variables),
             optimizer=ocp.args.StandardRestore({"step": shapes.step, "state": shapes.optimizer_state}),
-            data=grain.checkpoint.CheckpointRestore(iterator),
+            data=ocp.args.JsonRestore(),
             progress=ocp.args.JsonRestore(),
         )
         restored = self._manager.restore(self.latest_step, args=items)
+        iterator.set_state(restored["data"])
         state = TrainState(
             step=restored["optimizer"]["step"],
             parameters=restored["model"]["params"],
@@ -137,7 +156,15 @@ class Checkpointer:
         self.wait()
         self._manager.close()
 
+    def _check_free_space(self, step: int, state: TrainState) -> None:
+        """Refuses before Orbax begins: its threads would tell of a full disk in a hundred lines."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _BYTES_BESIDE_ARRAYS
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise InputError(
+                f"{self._folder}: disk full: the checkpoint of step {step} needs {needed:,} bytes, {free:,} are free"
+            )
+
     def _failure(self, step: int | None, error: Exception) -> InputError:
         reason = " ".join(str(error).split())[:300]
         return InputError(f"{self._folder}: the checkpoint of step {step} could not be written: {reason}")
-

@@ -1,9 +1,10 @@
 """How every command of the project starts and fails: one clear line and a non-zero exit code, no traceback."""
 
+import re
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from mmei_jax.types import InputError
 
@@ -37,14 +38,17 @@ def _one_line(error: Exception) -> str:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Flags as absl parses them; the exceptions that config_flags lets through are told in one line."""
+    """Flags as absl parses them; what absl and config_flags raise is told in one line."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return list(flags.FLAGS(argv))
+    except flags.Error as error:
+        message = _one_line(error)
     except (AttributeError, KeyError) as error:
-        name = str(error).strip("\"'")
-        guilty = next((item for item in argv if name in item.split("=")[0].split(".")), name)
+        # config_flags lets through what ConfigDict raises for a key that it lacks, and names only the key.
+        name = re.search(r"'(\w+)", str(error))
+        guilty = next((item for item in argv if name and name[1] in item.split("=")[0].split(".")), _one_line(error))
         message = f"{guilty}: unknown configuration key"
     except (TypeError, ValueError, OSError) as error:
         message = _one_line(error)
-    print(f"error: {message}; configs/default.py explains every key", file=sys.stderr, flush=True)
+    print(f"error: {message}; --help lists the flags, configs/default.py every key", file=sys.stderr, flush=True)
     sys.exit(EXIT_INPUT_ERROR)

@@ -11,8 +11,6 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ml_collections
-
 from mmei_jax.types import MODALITIES, InputError
 
 
@@ -135,13 +133,12 @@ class Config:
         return typing.cast(dict[str, Any], _to_lists(dataclasses.asdict(self)))
 
 
-def parse(source: ml_collections.ConfigDict | dict[str, Any]) -> Config:
-    """Turns a ConfigDict, or what :meth:`Config.to_json` gave, into a checked :class:`Config`.
+def parse(values: dict[str, Any]) -> Config:
+    """Turns a ConfigDict's ``to_dict()``, or what :meth:`Config.to_json` gave, into a checked :class:`Config`.
 
     Raises:
         InputError: a key is unknown or missing, a value has the wrong type or is not accepted; names the key.
     """
-    values = source.to_dict() if isinstance(source, ml_collections.ConfigDict) else source
     config = typing.cast(Config, _build(Config, values, "config"))
     _check(config)
     return config

@@ -1,21 +1,23 @@
-"""Measuring a model on whole splits: during training, and once on the test split from a finished run's best checkpoint."""
+"""Measuring a model on whole splits: during training, and once on the test split from a run's best checkpoint."""
 
 import functools
 import json
 import platform
+from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mmei_jax import input_pipeline
 from mmei_jax.checkpointing import Checkpointer
@@ -27,31 +29,13 @@ from mmei_jax.records import Dataset, Split
 from mmei_jax.reports import comparison_table
 from mmei_jax.sharding import batch_sharding, make_mesh, replicated
 from mmei_jax.state import Variables, build_model, placed_variable_shapes
-from mmei_jax.types import MODALITIES, Batch, InputError, Items, Outputs
+from mmei_jax.types import MODALITIES, Batch, InputError, Items, Outputs, Predictions
 from mmei_jax.workdir import write_json
 
 NUM_TOP_ITEMS = 10
 
-
-@struct.dataclass
-class Predictions:
-    """What is written about each record.
-
-    Attributes:
-        emotion: ``[batch, emotions]`` probabilities (softmax, sigmoid) or ``[batch]`` values (regression), float32.
-        intent: ``[batch, intents]`` float32 probabilities; None when the task is off.
-        modality_weights: ``[batch, modalities]`` float32 alpha.
-        top_items: ``[batch, k]`` int32 catalogue rows, best first; None when ranking is off.
-        top_scores: ``[batch, k]`` float32, Eq. 7.
-        record_index: ``[batch]`` int32 position in the split, -1 for filler.
-    """
-
-    emotion: Float[Array, "batch *emotions"]
-    intent: Float[Array, "batch intents"] | None
-    modality_weights: Float[Array, "batch modalities"]
-    top_items: Int[Array, "batch k"] | None
-    top_scores: Float[Array, "batch k"] | None
-    record_index: Int[Array, "batch"]
+# Batches that may be under way on the devices before the host waits for the first of them.
+MAX_BATCHES_IN_FLIGHT = 2
 
 
 class Evaluator:
@@ -90,17 +74,18 @@ class Evaluator:
             Floats by name: the names of ``metrics.py``, ``loss`` (Eq. 6) and ``loss/<task>``.
         """
         embedding = self._catalogue_embedding(variables)
-        parts = [self._measure(variables, batch, embedding) for batch in self._batches(splits)]
-        figures = compute_all(merge_all(jax.device_get(parts)))
+        with closing(self._batches(splits)) as batches:
+            parts = (self._measure(variables, batch, embedding) for batch in batches)
+            figures = compute_all(merge_all(_fetch_late(parts)))
         return {"loss": self._total_loss(figures, variables), **figures}
 
     def predict(self, variables: Variables, splits: tuple[str, ...]) -> Iterator[Predictions]:
         """Predictions batch by batch, on the host, in the order of the split; filler is still in."""
         embedding = self._catalogue_embedding(variables)
-        for batch in self._batches(splits):
-            yield jax.device_get(self._predict(variables, batch, embedding))
+        with closing(self._batches(splits)) as batches:
+            yield from _fetch_late(self._predict(variables, batch, embedding) for batch in batches)
 
-    def _batches(self, splits: tuple[str, ...]) -> Iterator[Batch]:
+    def _batches(self, splits: tuple[str, ...]) -> grain.DatasetIterator[Batch]:
         return input_pipeline.evaluation_batches(
             self._dataset,
             self._config,
@@ -249,21 +234,20 @@ def write_predictions(
     ``intent_probabilities``; ``alpha_vision|audio|text``; ``top_item_index``, ``top_item_score``. Labels that a record
     lacks are null.
     """
+    labels = {"emotion": config.loss.emotion_label, "intent": "intent"}
+    names = {
+        f"{task}_classes": json.dumps(dataset.spec.labels[label].class_names)
+        for task, label in labels.items()
+        if label in dataset.spec.labels
+    }
     partial = path.with_name(path.name + ".partial")
-    writer: pq.ParquetWriter | None = None
     try:
-        for part in predictions:
-            table = pa.table(_prediction_columns(part, split, config))
-            if writer is None:
-                names = {
-                    f"{task}_classes": json.dumps(dataset.spec.labels[label].class_names)
-                    for task, label in (("emotion", config.loss.emotion_label), ("intent", "intent"))
-                    if label in dataset.spec.labels
-                }
-                writer = pq.ParquetWriter(partial, table.schema.with_metadata(names))
-            writer.write_table(table)
-        if writer is not None:
-            writer.close()
+        tables = (pa.table(_prediction_columns(part, split, config)) for part in predictions)
+        first = next(tables)
+        with pq.ParquetWriter(partial, first.schema.with_metadata(names)) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -297,6 +281,17 @@ def _prediction_columns(part: Predictions, split: Split, config: Config) -> dict
     if part.top_items is not None and part.top_scores is not None:
         columns |= {"top_item_index": lists(part.top_items), "top_item_score": lists(part.top_scores)}
     return columns
+
+
+def _fetch_late(results: Iterator[Any]) -> Iterator[Any]:
+    """Results on the host, a few behind what is dispatched: the devices never wait, and few batches are held."""
+    in_flight: deque[Any] = deque()
+    for result in results:
+        in_flight.append(result)
+        if len(in_flight) > MAX_BATCHES_IN_FLIGHT:
+            yield jax.device_get(in_flight.popleft())
+    for result in in_flight:
+        yield jax.device_get(result)
 
 
 def _probabilities(emotion: Array, kind: str) -> Array:

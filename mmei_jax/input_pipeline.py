@@ -4,10 +4,10 @@ A Grain pipeline whose source has *batches* as elements, so that one call gather
 
     record order -> BatchSource (reader threads) -> PlaceOnDevices -> prefetched batches on the devices
 
-The order of training records is a function of (seed, epoch) alone, computed entry by entry without storing a permutation.
-Every process computes the order of the whole global batch and reads its own rows, so the global batch does not depend on
-how many processes there are. An iterator's state is the number of batches handed out, whatever was prefetched; Orbax saves
-it with ``grain.checkpoint.CheckpointSave(iterator)``.
+The order of training records is a function of (seed, epoch) alone. Every process computes the order of the whole global
+batch and reads its own rows, so the global batch does not depend on how many processes there are. An iterator's state
+is the number of batches handed out, whatever was prefetched; Orbax saves it with
+``grain.checkpoint.CheckpointSave(iterator)``.
 """
 
 import grain
@@ -37,6 +37,7 @@ __all__ = [
     "feature_statistics",
     "num_steps",
     "positive_counts",
+    "process_rows",
     "ranking_statistics",
     "train_iterator",
     "truncation_report",
@@ -113,8 +114,8 @@ def train_iterator(
         num_epochs: passes over the data; None takes ``config.train.num_epochs``.
 
     Returns:
-        A Grain iterator: ``get_state()`` is that of the batch handed out last. Close it when done. ``next()`` waits only
-        when no batch is ready, and raises what a reader thread raised.
+        A Grain iterator: ``get_state()`` is that of the batch handed out last. Close it when done. ``next()`` waits
+        only when no batch is ready, and raises what a reader thread raised.
 
     Raises:
         InputError: data and configuration do not fit (see :func:`check`), or a batch cannot be split over the devices.
@@ -227,7 +228,7 @@ def process_rows(sharding: NamedSharding, batch_size: int, key: str) -> Int64[np
     Raises:
         InputError: the devices cannot share the rows equally.
     """
-    num_shards = len({str(index) for index in sharding.devices_indices_map((sharding.num_devices,)).values()})
+    num_shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
     if batch_size % num_shards:
         raise InputError(f"config.data.{key} = {batch_size}: expected a multiple of {num_shards}, the devices' number")
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
@@ -266,9 +267,7 @@ def _check_label(train: Split, key: str, name: str, kind: str) -> None:
     if name not in labels:
         raise InputError(f"config.loss.{key}: {path} has no label {name!r}; it has {', '.join(labels) or 'no labels'}")
     if labels[name].kind != kind:
-        raise InputError(
-            f"config.loss.{key}: label {name!r} of {path} is {labels[name].kind}; the task expects {kind}"
-        )
+        raise InputError(f"config.loss.{key}: label {name!r} of {path} is {labels[name].kind}; the task expects {kind}")
     for start in range(0, train.num_records, _RECORDS_PER_CHUNK):
         indices = np.arange(start, min(start + _RECORDS_PER_CHUNK, train.num_records))
         if train.gather_label(name, indices)[1].any():

@@ -10,8 +10,8 @@ import tensorboardX
 class MetricWriter:
     """Writes scalars by step; the method names are those of ``clu.metric_writers``.
 
-    ``metrics.jsonl`` holds one object a line, ``{"step": 7, "train/loss": 1.25, ...}``; ``tensorboard/`` the event files.
-    A resumed run drops the lines after the step it resumes from, so that no step stands there twice.
+    ``metrics.jsonl`` holds one object a line, ``{"step": 7, "train/loss": 1.25, ...}``; ``tensorboard/`` the event
+    files. A resumed run drops the lines after the step it resumes from, so that no step stands there twice.
     """
 
     def __init__(self, workdir: Path, *, resumed_step: int = 0):

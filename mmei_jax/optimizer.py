@@ -25,7 +25,8 @@ def make_schedule(config: OptimizerConfig, *, num_steps: int, steps_per_epoch: f
     Args:
         config: schedule and peak rate.
         num_steps: updates of the whole run.
-        steps_per_epoch: updates of one epoch (batches cross epoch borders, so not whole); the unit of ``config.step_epochs``.
+        steps_per_epoch: updates of one epoch, the unit of ``config.step_epochs``; batches cross epoch borders, so not
+            a whole number.
     """
     if config.schedule == "constant":
         return optax.constant_schedule(config.learning_rate)
@@ -54,7 +55,9 @@ def rate_multipliers(config: OptimizerConfig, parameters: Any) -> Any:
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise InputError(f"config.optimizer.rate_multipliers: {pattern!r} is no regular expression: {error}") from None
+            raise InputError(
+                f"config.optimizer.rate_multipliers: {pattern!r} is no regular expression: {error}"
+            ) from None
         if not any(compiled.search(name) for name in jax.tree.leaves(names)):
             raise InputError(f"config.optimizer.rate_multipliers: {pattern!r} matches no parameter")
         patterns.append((compiled, multiplier))

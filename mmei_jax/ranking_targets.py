@@ -5,10 +5,12 @@ longest dwell time, among equals the first position. NumPy only: this runs in re
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64, Integer
 
+from mmei_jax.padding import pad_rows
 from mmei_jax.records import Catalogue, Split
 from mmei_jax.types import InputError, Items, RankingTargets, Slate
 
@@ -106,28 +108,35 @@ class RankingReader:
         self._slate_width = _longest(split, "slate_item_index")
         self._relevant_width = _longest(split, "relevant_items") if split.dataset.spec.has_relevant_items else 0
 
-    def read(self, indices: Integer[np.ndarray, "batch"]) -> RankingTargets:
-        """Targets of the records at ``indices``; relevant items and slates are as wide as the split's longest.
+    def read(self, indices: Integer[np.ndarray, "records"], size: int) -> RankingTargets:
+        """Targets of a batch, on the host; relevant items and slates are as wide as the split's longest.
+
+        Args:
+            indices: positions of records in the split.
+            size: rows of the batch; those after the records are filler.
 
         Raises:
             InputError: a slate or a list of relevant items names an item that the catalogue lacks; names the record.
         """
-        num_items = len(self._kind)
-        items, satisfaction, dwell_seconds = _gather_slates(self._split, indices, self._slate_width, num_items)
-        position = best_position(satisfaction, dwell_seconds, items >= 0)
-        positive = np.take_along_axis(items, position[:, None], axis=1)[:, 0]
-        has_positive = positive >= 0
-        log_probability = self._statistics.log_probability(np.maximum(positive, 0))
+        gathered = _gather_slates(self._split, indices, self._slate_width, len(self._kind))
+        items, satisfaction, dwell_seconds = (
+            pad_rows(column, size, fill) for column, fill in zip(gathered, (-1, 0.0, 0.0), strict=True)
+        )
+        is_shown = items >= 0
+        position = best_position(satisfaction, dwell_seconds, is_shown)
+        positive: Any = np.take_along_axis(items, position[:, None], axis=1)[:, 0]
+        log_probability: Any = self._statistics.log_probability(np.maximum(positive, 0))
         slate = None
         if self._with_slates:
-            feedback = np.where(items >= 0, satisfaction, np.float32(0.0))
-            slate = Slate(items=self._items(items), item_index=items, feedback=feedback, is_shown=items >= 0)
+            feedback: Any = np.where(is_shown, satisfaction, np.float32(0.0))
+            slate = Slate(items=self._items(items), item_index=items, feedback=feedback, is_shown=is_shown)
+        log_probability = np.where(positive >= 0, log_probability, np.float32(0.0))
         return RankingTargets(
             positive=self._items(positive),
             positive_index=positive,
-            has_positive=has_positive,
-            log_sampling_probability=np.where(has_positive, log_probability, np.float32(0.0)),
-            relevant_index=self._relevant(indices),
+            has_positive=positive >= 0,
+            log_sampling_probability=log_probability,
+            relevant_index=pad_rows(self._relevant(indices), size, -1),
             slate=slate,
         )
 
@@ -135,8 +144,9 @@ class RankingReader:
         """Catalogue rows; zeros and kind 0 where the index is -1."""
         is_item = index >= 0
         rows = np.maximum(index, 0)
-        features = np.where(is_item[..., None], self._features[rows], np.float32(0.0))
-        return Items(features=features, kind=np.where(is_item, self._kind[rows], np.int32(0)))
+        features: Any = np.where(is_item[..., None], self._features[rows], np.float32(0.0))
+        kind: Any = np.where(is_item, self._kind[rows], np.int32(0))
+        return Items(features=features, kind=kind)
 
     def _relevant(self, indices: Integer[np.ndarray, "batch"]) -> Int32[np.ndarray, "batch relevant"]:
         if self._relevant_width == 0:
@@ -154,9 +164,7 @@ def _longest(split: Split, column: str) -> int:
 
 def _gather_slates(
     split: Split, indices: Integer[np.ndarray, "batch"], width: int, num_items: int
-) -> tuple[
-    Int32[np.ndarray, "batch slate"], Float[np.ndarray, "batch slate"], Float[np.ndarray, "batch slate"]
-]:
+) -> tuple[Int32[np.ndarray, "batch slate"], Float[np.ndarray, "batch slate"], Float[np.ndarray, "batch slate"]]:
     """Item indices (-1 as filler), satisfaction and dwell seconds (0 as filler)."""
     items = split.gather_list("slate_item_index", indices, width, -1)
     _check_items(split, "slate_item_index", indices, items, num_items)

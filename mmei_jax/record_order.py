@@ -77,14 +77,13 @@ class SequentialOrder:
         return np.where(places < self._num_records, places, -1)
 
 
-def permute(
-    places: Int64[np.ndarray, "batch"], num_records: int, seed: int, epoch: int
-) -> Int64[np.ndarray, "batch"]:
+def permute(places: Int64[np.ndarray, "batch"], num_records: int, seed: int, epoch: int) -> Int64[np.ndarray, "batch"]:
     """The entries at ``places`` of the permutation of ``range(num_records)`` that belongs to (seed, epoch).
 
     A Feistel network permutes the smallest sufficient range of 4**bits numbers; an entry that falls outside
-    ``num_records`` is permuted again until it is inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite
-    domains", 2002). Takes no memory, whatever the number of records, and depends on no library's random stream.
+    ``num_records`` is permuted again until it is inside (cycle walking: Black and Rogaway, "Ciphers with arbitrary
+    finite domains", 2002). Takes no memory, whatever the number of records, and its only foreign random stream is that
+    of ``numpy.random.SeedSequence``, which NumPy promises not to change.
 
     Args:
         places: positions in [0, num_records).

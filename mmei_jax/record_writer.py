@@ -273,10 +273,8 @@ class DatasetWriter:
 
 def _compact(table: pa.Table) -> pa.RecordBatch:
     """One record batch of these rows and nothing else: a slice would drag its neighbours' values into the file."""
-    columns = []
-    for column in table.columns:
-        # One chunk alone would be handed back as it is; a second, empty one makes it a copy of the rows.
-        columns.append(pa.concat_arrays([*column.chunks, pa.nulls(0, column.type)]))
+    # Unlike Table.combine_chunks, this copies the rows of a single chunk too.
+    columns = [column.combine_chunks() for column in table.columns]
     return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 

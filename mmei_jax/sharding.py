@@ -1,7 +1,7 @@
 """The mesh, the one table from logical axis names to mesh axes, and the shardings made of the two.
 
-The only file that names mesh axes. One code path serves 1 or N devices: arrays are placed with ``NamedSharding`` on a mesh
-of ``Auto`` axes, and XLA inserts the collectives.
+The only file that names mesh axes. One code path serves 1 or N devices: arrays are placed with ``NamedSharding`` on a
+mesh of ``Auto`` axes, and XLA inserts the collectives.
 """
 
 from typing import Any

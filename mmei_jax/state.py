@@ -7,40 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Int
 
 from mmei_jax.config import Config
 from mmei_jax.models.mmei import Mmei, ModalityInput, Tasks
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import parameter_shardings, replicated
-from mmei_jax.types import MODALITIES, Batch, TokenSequence
+from mmei_jax.types import MODALITIES, Batch, TokenSequence, TrainState
 
 # A model's variables: {"params": trained, "statistics": constants of the inputs}.
 Variables = dict[str, Any]
-
-
-@struct.dataclass
-class TrainState:
-    """Everything that an update changes.
-
-    Attributes:
-        step: scalar int32, completed updates.
-        parameters: trained variables.
-        statistics: constants that standardise the inputs; never trained.
-        optimizer_state: moments of the trained parameters, and the schedule's count.
-    """
-
-    step: Int[Array, ""]
-    parameters: Any
-    statistics: Any
-    optimizer_state: Any
-
-    @property
-    def variables(self) -> Variables:
-        """What ``Mmei.apply`` takes."""
-        return {"params": self.parameters, "statistics": self.statistics}
 
 
 def build_model(config: Config, dataset: Dataset) -> Mmei:
@@ -147,7 +123,8 @@ def initial_state(
     """A fresh state on the mesh.
 
     Args:
-        model, optimizer: what the state is for.
+        model: its parameters are made.
+        optimizer: its state is made.
         mesh: where it lives.
         seed: of the parameters.
         statistics: by modality, ``[dim]`` mean and ``[dim]`` factor that standardise its features; empty leaves
@@ -158,7 +135,7 @@ def initial_state(
     variables = jax.jit(lambda: initialize(model, seed), out_shardings=variable_shardings)()
     constants = dict(variables["statistics"])
     for modality, (mean, scale) in statistics.items():
-        constants[modality] = jax.device_put({"mean": mean, "scale": scale}, replicated(mesh))
+        constants[f"embed_{modality}"] = jax.device_put({"mean": mean, "scale": scale}, replicated(mesh))
     return TrainState(
         step=jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)),
         parameters=variables["params"],

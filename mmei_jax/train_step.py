@@ -6,38 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from mmei_jax.config import Config
 from mmei_jax.losses import RecordLosses, task_counts, task_losses, total_loss
 from mmei_jax.models.mmei import Mmei
 from mmei_jax.optimizer import trained_mask
-from mmei_jax.state import TrainState, variable_shapes
-from mmei_jax.types import Batch
-
-
-@struct.dataclass
-class StepReport:
-    """What one update tells the host, which fetches it late.
-
-    Attributes:
-        loss: the loss of Eq. 6.
-        task_totals, task_counts: by task, the sum of the record losses and what to divide it by.
-        gradient_norm: global norm of the trained parameters' gradients, before clipping.
-        modality_weights: ``[modalities]`` mean of alpha over the batch's records.
-        is_finite: by task, ``[batch]`` bool: False for a record whose loss is not finite.
-        record_index: ``[batch]`` int32 positions in the training split, in the order of ``is_finite``.
-    """
-
-    loss: Float[Array, ""]
-    task_totals: dict[str, Float[Array, ""]]
-    task_counts: dict[str, Float[Array, ""]]
-    gradient_norm: Float[Array, ""]
-    modality_weights: Float[Array, "modalities"]
-    is_finite: dict[str, Bool[Array, "batch"]]
-    record_index: Int[Array, "batch"]
-
+from mmei_jax.state import variable_shapes
+from mmei_jax.types import Batch, StepReport, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
 
@@ -111,7 +87,7 @@ def make_train_step(
             loss=loss,
             task_totals={task: records.total() for task, records in losses.items()},
             task_counts=counts,
-            gradient_norm=optax.global_norm(gradients),
+            gradient_norm=optax.tree.norm(gradients),
             modality_weights=weights / jnp.maximum(jnp.sum(batch.is_record), 1),
             is_finite={task: jnp.isfinite(records.values) for task, records in losses.items()},
             record_index=record_index,
@@ -127,11 +103,23 @@ def make_train_step(
     return step
 
 
+def jit_train_step(step: TrainStep, shapes: TrainState) -> TrainStep:
+    """Compiles an update that overwrites the state it is given.
+
+    Args:
+        step: what :func:`make_train_step` gave.
+        shapes: the state's shapes with shardings; what comes out is placed like what goes in, so that no later update
+            meets another program.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 def split_batch(batch: Batch, num_micro_batches: int) -> Batch:
     """A batch with a leading axis of micro-batches.
 
-    Record ``r`` goes to micro-batch ``r % num_micro_batches``, so that every device's rows are dealt out evenly and none
-    has to move to another device.
+    Record ``r`` goes to micro-batch ``r % num_micro_batches``, so that every device's rows are dealt out evenly and
+    none has to move to another device.
     """
 
     def split(leaf: Array) -> Array:

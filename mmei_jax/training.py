@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 
 from mmei_jax import input_pipeline
@@ -22,10 +23,10 @@ from mmei_jax.evaluation import Evaluator, emotion_class_weights
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, make_mesh
-from mmei_jax.state import TrainState, build_model, initial_state, state_shapes, variable_shapes
-from mmei_jax.train_step import StepReport, TrainStep, make_train_step
+from mmei_jax.state import build_model, initial_state, state_shapes, variable_shapes
+from mmei_jax.train_step import TrainStep, jit_train_step, make_train_step
 from mmei_jax.training_log import TrainingLog
-from mmei_jax.types import InputError
+from mmei_jax.types import InputError, StepReport, TrainState
 from mmei_jax.workdir import StopRequest, locked, stop_on_signals, write_json, write_text
 
 # Updates that may be under way on the devices before the host waits: enough to hide the host's own work, few enough to
@@ -100,7 +101,9 @@ class _Run:
         self.mesh = make_mesh(config)
         self.model = build_model(config, self.dataset)
         self.split = self.dataset.split(*config.data.train_splits)
-        self.num_steps = input_pipeline.num_steps(self.split.num_records, config)
+        self.num_steps = input_pipeline.num_steps(
+            self.split.num_records, config.data.batch_size, config.train.num_epochs
+        )
         self.schedule = make_schedule(
             config.optimizer,
             num_steps=self.num_steps,
@@ -118,7 +121,7 @@ class _Run:
         step = int(state.step)
         train_step = self._jit_step()
         in_flight: deque[StepReport] = deque()
-        with closing(self._open_log(step)) as log:
+        with closing(iterator), closing(self._open_log(step)) as log:
             while step < self.num_steps and not progress.has_stopped_early and not stop:
                 started = time.perf_counter()
                 batch = next(iterator)
@@ -126,6 +129,11 @@ class _Run:
                 with jax.transfer_guard("disallow"):
                     state, report = train_step(state, batch)
                 step += 1
+                if not in_flight:
+                    # The first update compiles: that is not part of any rate, nor of the time left.
+                    jax.block_until_ready(report)
+                    print(f"first update, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
+                    log.restart_clock()
                 log.add(step, report, wait_seconds)
                 in_flight.append(report)
                 if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
@@ -163,15 +171,19 @@ class _Run:
             return state, iterator, Progress(**progress)
         statistics = {}
         if config.data.standardize:
-            statistics = {name: input_pipeline.feature_statistics(self.split, name) for name in config.data.modalities}
+            statistics = {name: self._feature_statistics(name) for name in config.data.modalities}
         state = initial_state(self.model, self.optimizer, self.mesh, seed=config.seed, statistics=statistics)
         self._write_description(state)
         return state, iterator, Progress()
 
+    def _feature_statistics(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        max_tokens = getattr(self.config.data.max_tokens, modality)[-1]
+        return input_pipeline.feature_statistics(self.split, modality, max_tokens=max_tokens)
+
     def _jit_step(self) -> TrainStep:
         class_weights = emotion_class_weights(self.config.loss, self.dataset)
         step = make_train_step(self.model, self.optimizer, self.config, class_weights)
-        return jax.jit(step, donate_argnums=0)
+        return jit_train_step(step, state_shapes(self.model, self.optimizer, self.mesh))
 
     def _open_log(self, step: int) -> TrainingLog:
         return TrainingLog(
@@ -221,7 +233,7 @@ class _Run:
         for key, value in now.items():
             if key not in RESUMABLE_KEYS and before.get(key) != value:
                 raise InputError(
-                    f"config.{key} = {value!r}: expected {before.get(key)!r}, with which the run in {self.workdir} began"
+                    f"config.{key} = {value!r}: expected {before.get(key)!r}, with which {self.workdir} was begun"
                 )
 
     def _write_description(self, state: TrainState) -> None:

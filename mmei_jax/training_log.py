@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from mmei_jax.metric_writer import MetricWriter, keep_lines_through
-from mmei_jax.train_step import StepReport
-from mmei_jax.types import MODALITIES, InputError
+from mmei_jax.types import MODALITIES, InputError, StepReport
 
 _MAX_IDS_NAMED = 10
 

@@ -14,6 +14,7 @@ Logical axis names carried by parameters (``sharding.py`` maps them to mesh axes
 ``classes``, ``position``, ``kind``.
 """
 
+from typing import Any
 
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -168,3 +169,68 @@ class Outputs:
     positive_embedding: Float[Array, "batch embedding"] | None
     slate_embedding: Float[Array, "batch slate embedding"] | None
     task_log_variances: Float[Array, "tasks"] | None
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that an update changes.
+
+    Attributes:
+        step: scalar int32, completed updates.
+        parameters: trained variables.
+        statistics: constants that standardise the inputs; never trained.
+        optimizer_state: moments of the trained parameters, and the schedule's count.
+    """
+
+    step: Int[Array, ""]
+    parameters: Any
+    statistics: Any
+    optimizer_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What ``Mmei.apply`` takes."""
+        return {"params": self.parameters, "statistics": self.statistics}
+
+
+@struct.dataclass
+class StepReport:
+    """What one update tells the host, which fetches it late.
+
+    Attributes:
+        loss: the loss of Eq. 6.
+        task_totals, task_counts: by task, the sum of the record losses and what to divide it by.
+        gradient_norm: global norm of the trained parameters' gradients, before clipping.
+        modality_weights: ``[modalities]`` mean of alpha over the batch's records.
+        is_finite: by task, ``[batch]`` bool: False for a record whose loss is not finite.
+        record_index: ``[batch]`` int32 positions in the training split, in the order of ``is_finite``.
+    """
+
+    loss: Float[Array, ""]
+    task_totals: dict[str, Float[Array, ""]]
+    task_counts: dict[str, Float[Array, ""]]
+    gradient_norm: Float[Array, ""]
+    modality_weights: Float[Array, "modalities"]
+    is_finite: dict[str, Bool[Array, "batch"]]
+    record_index: Int[Array, "batch"]
+
+
+@struct.dataclass
+class Predictions:
+    """What is written about each record.
+
+    Attributes:
+        emotion: ``[batch, emotions]`` probabilities (softmax, sigmoid) or ``[batch]`` values (regression), float32.
+        intent: ``[batch, intents]`` float32 probabilities; None when the task is off.
+        modality_weights: ``[batch, modalities]`` float32 alpha.
+        top_items: ``[batch, k]`` int32 catalogue rows, best first; None when ranking is off.
+        top_scores: ``[batch, k]`` float32, Eq. 7.
+        record_index: ``[batch]`` int32 position in the split, -1 for filler.
+    """
+
+    emotion: Float[Array, "batch *emotions"]
+    intent: Float[Array, "batch intents"] | None
+    modality_weights: Float[Array, "batch modalities"]
+    top_items: Int[Array, "batch k"] | None
+    top_scores: Float[Array, "batch k"] | None
+    record_index: Int[Array, "batch"]

@@ -9,12 +9,14 @@ from configs import default
 from mmei_jax.config import parse
 from mmei_jax.types import InputError
 
-CONFIGS = sorted(path.stem for path in Path(__file__).parents[1].joinpath("configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = sorted(
+    path.stem for path in Path(__file__).parents[1].joinpath("configs").glob("*.py") if path.stem != "__init__"
+)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_is_accepted_and_survives_json(name):
-    config = parse(importlib.import_module(f"configs.{name}").get_config())
+    config = parse(importlib.import_module(f"configs.{name}").get_config().to_dict())
     assert parse(config.to_json()) == config
 
 

@@ -21,8 +21,6 @@ _PROTOCOL = "beartype cannot check arguments against a Protocol that is not runt
 # Modules whose annotations cannot be checked, and why.
 UNCHECKED = {
     "mmei_jax.config": "beartype cannot read annotations that name types.GenericAlias; no arrays here",
-    "mmei_jax.extraction.import_features": _PROTOCOL,
-    "mmei_jax.extraction.label_columns": _PROTOCOL,
     "mmei_jax.input_pipeline": _PROTOCOL,
     "mmei_jax.record_schema": "its dataclasses hold what users give; the writer says in one line what is wrong with it",
     "mmei_jax.types": "jax.tree.map and jax.eval_shape put shapes, shardings and plain objects into its dataclasses",

@@ -55,7 +55,8 @@ def make_params(model, *arguments, seed=1, **keywords):
 def differentiate(function, *arguments):
     """The function's value, and its gradients when the last argument is the value's cotangent."""
 
-    @jax.jit
+    # Compiling is what takes time here.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def run(cotangent, *primals):
         value, pull_back = jax.vjp(function, *primals)
         return value, *pull_back(cotangent)

@@ -260,9 +260,7 @@ def test_task_losses_are_those_that_the_configuration_names(kind, ranking):
 @pytest.mark.parametrize(
     ("key", "value", "ranking"),
     [
-        ("temperature", 2.0, "in_batch_softmax"),
-        ("temperature", 2.0, "bpr"),
-        ("temperature", 2.0, "listnet"),
+        *(("temperature", 2.0, ranking) for ranking in RANKINGS),
         ("logq_correction", False, "in_batch_softmax"),
         ("remove_accidental_hits", False, "in_batch_softmax"),
         ("remove_accidental_hits", False, "bpr"),
@@ -287,13 +285,8 @@ def test_tasks_that_are_off_give_no_loss():
 @pytest.mark.parametrize(
     ("holder", "field"),
     [
-        ("outputs", "emotion"),
-        ("outputs", "intent"),
-        ("outputs", "user_embedding"),
-        ("outputs", "positive_embedding"),
-        ("batch", "emotion"),
-        ("batch", "intent"),
-        ("batch", "ranking"),
+        *(("outputs", field) for field in ("emotion", "intent", "user_embedding", "positive_embedding")),
+        *(("batch", field) for field in ("emotion", "intent", "ranking")),
     ],
 )
 def test_a_task_that_is_on_but_missing_is_named(holder, field):
@@ -314,9 +307,7 @@ def test_counts_from_targets_alone_equal_the_losses_counts(kind, ranking):
     counts = task_counts(batch, config, class_weights)
 
     assert list(counts) == list(losses)
-    assert {task: float(count) for task, count in counts.items()} == {
-        task: float(records.count()) for task, records in losses.items()
-    }
+    assert counts == {task: records.count() for task, records in losses.items()}
 
 
 def make_record_losses(*values):
@@ -326,21 +317,14 @@ def make_record_losses(*values):
 
 
 def test_total_loss_is_equation_6():
-    losses = {
-        "emotion": make_record_losses(1.0, 2.0),
-        "intent": make_record_losses(4.0),
-        "ranking": make_record_losses(3.0, 7.0),
-    }
+    values = {"emotion": (1.0, 2.0), "intent": (4.0,), "ranking": (3.0, 7.0)}
+    losses = {task: make_record_losses(*some) for task, some in values.items()}
 
     loss, scalars = total_loss(losses, make_config(recognition_weight=2.0, ranking_weight=0.25))
 
     assert loss == 2.0 * (1.5 + 4.0) + 0.25 * 5.0
-    assert {name: float(value) for name, value in scalars.items()} == {
-        "loss": 12.25,
-        "loss/emotion": 1.5,
-        "loss/intent": 4.0,
-        "loss/ranking": 5.0,
-    }
+    expected = {"loss": 12.25, "loss/emotion": 1.5, "loss/intent": 4.0, "loss/ranking": 5.0}
+    assert {name: float(value) for name, value in scalars.items()} == expected
 
 
 def test_uncertainty_weighs_each_task_by_its_own_learned_variance():
@@ -356,12 +340,11 @@ def test_uncertainty_weighs_each_task_by_its_own_learned_variance():
 
 
 def test_uncertainty_is_least_where_the_variance_fits_the_loss():
-    # d/ds [exp(-s) L + s / 2] = 0 at exp(s) = 2 L.
-    config = make_config(task_weighting="uncertainty")
-
     def loss(log_variances):
+        config = make_config(task_weighting="uncertainty")
         return total_loss({"emotion": make_record_losses(3.0)}, config, log_variances)[0]
 
+    # d/ds [exp(-s) L + s / 2] = 0 at exp(s) = 2 L.
     np.testing.assert_allclose(jax.grad(loss)(jnp.log(jnp.array([6.0]))), [0.0], atol=1e-7)
 
 

@@ -14,7 +14,7 @@ from mmei_jax.config import parse
 from mmei_jax.optimizer import decay_mask, make_optimizer, make_schedule, trained_mask
 from mmei_jax.types import InputError
 
-BASE = parse(default.get_config()).optimizer
+BASE = parse(default.get_config().to_dict()).optimizer
 
 
 def options(**changes):
@@ -78,7 +78,9 @@ def test_only_kernels_decay():
 def test_frozen_parameters_stay_bit_equal_and_do_not_count_in_the_clipped_norm():
     tree = parameters()
     gradients = jax.tree.map(jnp.ones_like, tree)
-    huge = {"heads": {"output": gradients["heads"]["output"], "norm": {"scale": 1e6 * gradients["heads"]["norm"]["scale"]}}}
+    huge = {
+        "heads": {"output": gradients["heads"]["output"], "norm": {"scale": 1e6 * gradients["heads"]["norm"]["scale"]}}
+    }
     config = options(rate_multipliers=(("norm", 0.0),), clip_norm=0.1)
     ours, with_huge = update(config, tree, gradients), update(config, tree, huge)
     assert np.array_equal(ours["heads"]["norm"]["scale"], tree["heads"]["norm"]["scale"])

@@ -183,6 +183,21 @@ def test_large_scores_stay_finite(name):
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("name", ["in_batch_softmax", "bpr", "listnet"])
+def test_scores_are_full_float32_products_on_accelerators_too(name):
+    users, items = make_embeddings()
+    if name == "listnet":
+        vectors = jnp.zeros((NUM_RECORDS, SLATE, EMBEDDING))
+        program = jax.make_jaxpr(lambda *inputs: listnet(*inputs, temperature=1.0).values)(users, vectors, make_slate())
+    else:
+        program = jax.make_jaxpr(lambda *inputs: ranking_loss(name, *inputs).values)(
+            users, items, make_targets(POSITIVE_INDEX)
+        )
+
+    assert str(program).count("dot_general") == 1
+    assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in str(program)
+
+
 def make_slate(seed=0):
     """Slates of 0 to 5 shown items."""
     random = np.random.default_rng(seed)
@@ -233,6 +248,7 @@ def test_positions_that_were_not_shown_send_no_gradient(fill):
     assert not np.asarray(gradient)[~is_shown].any()
     assert not np.asarray(user_gradient)[~is_shown.any(axis=1)].any()
     assert np.isfinite(gradient).all()
+    assert np.isfinite(user_gradient).all()
 
 
 def test_a_batch_split_over_devices_sees_the_negatives_of_all():

@@ -83,8 +83,10 @@ def test_the_largest_item_and_item_zero_are_ranked():
 def test_a_record_with_a_nan_score_has_nan_and_not_a_perfect_rank():
     scores = jnp.array([[3.0, jnp.nan, 2.0], [3.0, 1.0, 2.0]])
 
+    ranks = relevant_ranks(scores, jnp.array([[0], [0]]))
     values = ranking_values(scores, jnp.array([[0], [0]]))
 
+    assert np.isnan(ranks).tolist() == [[True], [False]]
     assert all(np.isnan(value).tolist() == [True, False] for value in values.values())
 
 
@@ -118,6 +120,15 @@ def test_catalogue_means_equal_pytrec_eval_over_the_records_with_relevant_items(
         expected = np.mean([record[theirs] for record in peer.values()])
         np.testing.assert_allclose(figures[f"ranking/{name}"], expected, rtol=1e-6, err_msg=name)
     assert metrics["ranking/catalogue"].count == len(peer)
+
+
+def test_scores_are_full_float32_products_on_accelerators_too():
+    program = jax.make_jaxpr(catalogue_metrics)(
+        jnp.ones((2, 3)), jnp.ones((4, 3)), make_targets(np.zeros((2, 2), np.int32)), jnp.ones(2, bool)
+    )
+
+    assert str(program).count("dot_general") == 1
+    assert "precision=(Precision.HIGHEST, Precision.HIGHEST)" in str(program)
 
 
 def test_no_record_with_relevant_items_leaves_the_figures_undefined():

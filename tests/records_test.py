@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -154,8 +155,8 @@ def replace_column(path: Path, file: Path, name: str, column: pa.Array) -> None:
 
 
 def test_every_value_is_read_back_over_shards_and_joined_splits(tiny: Path) -> None:
-    split = Dataset.open(tiny, verify=True).split("test", "train")
-    expected = RECORDS[7:11] + RECORDS[:7]
+    split = Dataset.open(tiny, verify=True).split("train", "test")
+    expected = RECORDS
     order = np.random.default_rng(0).permutation(11)
     shuffled = [expected[index] for index in order]
     assert split.num_records == len(split) == 11
@@ -304,19 +305,25 @@ def test_equal_records_give_equal_bytes_however_they_are_handed_over(tiny: Path,
 
 
 def test_written_arrays_may_be_reused_by_the_caller(tmp_path: Path) -> None:
-    spec = DatasetSpec("reuse", "", "", "", {"text": ModalitySpec(1, "float32")}, {"score": LabelSpec("real")})
+    text_spec = {"text": ModalitySpec(1, "float32")}
+    spec = DatasetSpec("reuse", "", "", "", text_spec, {"score": LabelSpec("real")}, has_relevant_items=True)
     values, scores = np.ones((2, 1), np.float32), np.ones(2, np.float32)
+    items = np.ones(2, np.int32)
     with DatasetWriter(tmp_path / "reuse", spec) as writer:
+        writer.write_catalogue(CATALOGUE)
         for start in (0, 2):
             text = Ragged(values, np.ones(2, np.int64))
             labels = {"score": MaskedColumn(scores)}
             columns = RecordColumns([str(start), str(start + 1)], features={"text": text}, labels=labels)
+            columns.relevant_items = Ragged(items, np.ones(2, np.int64))
             writer.write_columns("train", columns)
+            items += 1
             values += 1
             scores += 1
     split = Dataset.open(tmp_path / "reuse").split("train")
     assert split.gather_tokens("text", np.arange(4), 1)[0].ravel().tolist() == [1, 1, 2, 2]
     assert split.gather_label("score", np.arange(4))[0].tolist() == [1, 1, 2, 2]
+    assert split.gather_list("relevant_items", np.arange(4), 1, -1).ravel().tolist() == [1, 1, 2, 2]
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -575,6 +582,29 @@ def test_values_that_no_writer_of_ours_would_write_name_file_and_record(tiny: Pa
         Dataset.open(tiny, verify=True)
 
 
+def test_what_lies_behind_a_null_is_never_read(tiny: Path) -> None:
+    hidden = pa.array(np.ones(6, np.float32))
+    mask = pa.array([False, True, True])
+    replace_column(
+        tiny, tiny / "test-00000.arrow", "label_feelings", pa.FixedSizeListArray.from_arrays(hidden, 2, mask=mask)
+    )
+    tokens = pa.FixedSizeListArray.from_arrays(hidden, 2)
+    text = pa.LargeListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int64()), tokens, mask=mask)
+    replace_column(tiny, tiny / "test-00000.arrow", "text", text)
+    split = Dataset.open(tiny, verify=True).split("test")
+    values, is_labelled = split.gather_label("feelings", np.arange(3))
+    assert values.tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert is_labelled.tolist() == [True, False, False]
+    assert split.lengths("text")[:3].tolist() == [1, 0, 0]
+    assert split.gather_tokens("text", np.arange(3), 1)[0].tolist() == [[[1, 1]], [[0, 0]], [[0, 0]]]
+
+
+def test_the_longest_length_is_over_all_records(tmp_path: Path) -> None:
+    write_records(tmp_path / "new", [RECORDS[6], RECORDS[0]])
+    entry = Dataset.open(tmp_path / "new").manifest["splits"]["train"]
+    assert entry["longest_tokens"] == {"text": 5, "vision": 4}
+
+
 def test_unknown_names_and_indices_are_refused(tiny: Path) -> None:
     dataset = Dataset.open(tiny)
     for names in ((), ("valid",), ("train", "train")):
@@ -612,12 +642,17 @@ def test_the_command_shows_a_data_set_or_one_line(tiny: Path, capsys: pytest.Cap
 
 def test_memory_stays_bounded_while_a_split_grows(tmp_path: Path) -> None:
     spec = DatasetSpec("many", "", "", "", {"text": ModalitySpec(64, "float32")})
-    peaks = []
-    with DatasetWriter(tmp_path / "many", spec, records_per_shard=500) as writer:
-        for chunk in range(12):
-            features = {"text": ragged(np.ones((20_000, 64), np.float32))}
-            writer.write_columns("train", RecordColumns([f"{chunk}/{i}" for i in range(1000)], features=features))
-            peaks.append(pa.total_allocated_bytes())
-    # A chunk is 5 MB; nothing of it is kept once its two shards are written.
-    assert max(peaks) - peaks[0] < 1_000_000
+    used = []
+    tracemalloc.start()
+    try:
+        with DatasetWriter(tmp_path / "many", spec, records_per_shard=700) as writer:
+            for chunk in range(12):
+                features = {"text": ragged(np.ones((20_000, 64), np.float32))}
+                writer.write_columns("train", RecordColumns([f"{chunk}/{i}" for i in range(1000)], features=features))
+                used.append(tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes())
+    finally:
+        tracemalloc.stop()
+    # A chunk is 5 MB. What waits for its shard to be full is at most a shard, and views of two chunks.
+    assert max(used) < 25_000_000
+    assert max(used[-3:]) < max(used[:6]) + 1_000_000
     assert Dataset.open(tmp_path / "many").split("train").num_records == 12_000

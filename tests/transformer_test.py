@@ -141,7 +141,11 @@ def test_dropout_keeps_the_expectation_and_its_rate():
     num_zeros = int((dropped == 0).sum())
     standard_error = (x.size * 0.2 * 0.8) ** 0.5
     assert abs(num_zeros - 0.2 * x.size) < 4 * standard_error
-    np.testing.assert_allclose(dropped[dropped != 0], 2.0 / 0.8, rtol=1e-4)
+    # The rate is rounded to a multiple of 2**-16.
+    np.testing.assert_allclose(dropped[dropped != 0], 2.0 / 0.8, rtol=2**-16)
+    # Two values share one random word, and are independent all the same.
+    num_pairs = int(((dropped[:, 0::2] == 0) & (dropped[:, 1::2] == 0)).sum())
+    assert abs(num_pairs - 0.04 * x.size / 2) < 4 * (x.size / 2 * 0.04 * 0.96) ** 0.5
 
 
 def test_dropout_follows_its_key_and_stops_outside_training():

@@ -45,8 +45,8 @@ SATISFACTION_NOISE = 0.5
 EXAMINATION = (1.0 + np.arange(SLATE_SIZE)) ** -0.4
 # Logging policy: a share of uniform choice, and else a softmax of quality and fit to the user type's intent.
 UNIFORM_SHARE = 0.1
-POLICY_QUALITY_WEIGHT = 0.8
-POLICY_INTENT_WEIGHT = 0.5
+POLICY_QUALITY_WEIGHT = 0.3
+POLICY_INTENT_WEIGHT = 0.3
 # Typical seconds that an examined item of each kind holds a user whose satisfaction is 3, and the spread of their log.
 DWELL_SECONDS = np.array([90.0, 60.0, 8.0, 40.0])
 DWELL_LOG_DEVIATION = 0.4

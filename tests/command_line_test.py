@@ -1,0 +1,117 @@
+"""Bad input to train.py and eval.py gives one clear line on standard error, no traceback, and exit code 2."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from tests import processes, tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+
+
+def run(cache, *arguments, **options):
+    command = [sys.executable, *arguments]
+    options.setdefault("env", processes.environment(cache))
+    done = subprocess.run(
+        command,
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+    return done.returncode, done.stderr
+
+
+def assert_one_line(outcome, *parts):
+    code, stderr = outcome
+    assert code == 2, stderr
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, stderr
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+CASES = {
+    "unknown key": (["--config.model.dimm=8"], ["--config.model.dimm=8", "unknown configuration key"]),
+    "wrong type": (["--config.model.dim=wide"], ["config.model.dim", "wide"]),
+    "wrong value": (["--config.model.pooling=max"], ["config.model.pooling = 'max'", "'mean'"]),
+    "impossible mesh": (["--config.mesh.data=3"], ["config.mesh.data = 3", "at most 1"]),
+    "missing data": (["--config.data.path=nowhere"], ["nowhere", "manifest.json"]),
+    "head without labels": (["--config.loss.emotion_label=sentiment"], ["'sentiment'", "emotion, intent"]),
+    "unknown split": (["--config.data.test_splits=('final',)"], ["'final'", "test, train, validation"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_train_refuses(name, data, tmp_path):
+    flags, parts = CASES[name]
+    arguments = ["train.py", "--config=tests/tiny_config.py", f"--workdir={tmp_path / 'run'}"]
+    outcome = run(tmp_path, *arguments, f"--config.data.path={data}", *flags)
+    assert_one_line(outcome, *parts)
+    assert not (tmp_path / "run" / "checkpoints").exists() or not any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_missing_config_file_is_told_in_one_line(tmp_path):
+    outcome = run(tmp_path, "train.py", "--config=configs/nothing.py", f"--workdir={tmp_path}")
+    assert_one_line(outcome, "configs/nothing.py")
+
+
+def test_unwritable_workdir_is_told_in_one_line(data, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file, where a folder is wanted")
+    outcome = run(
+        tmp_path,
+        "train.py",
+        "--config=tests/tiny_config.py",
+        f"--config.data.path={data}",
+        f"--workdir={blocked / 'run'}",
+    )
+    assert_one_line(outcome, str(blocked / "run"), "a folder that can be written")
+
+
+def test_write_that_fails_half_way_ends_the_run_without_a_half_written_checkpoint(data, tmp_path):
+    arguments = ["train.py", "--config=tests/tiny_config.py", f"--config.data.path={data}"]
+    arguments += [f"--workdir={tmp_path / 'run'}", "--config.train.num_epochs=4"]
+
+    def limit_file_size():
+        # A file that may not grow past 20 kB stands for a quota: both fail in write().
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    environment = processes.environment(tmp_path)
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    code, stderr = run(tmp_path, *arguments, preexec_fn=limit_file_size, env=environment)
+    # Orbax's threads print what they met before our line: a full disk is noticed earlier (training_test.py).
+    last_line = stderr.splitlines()[-1]
+    assert code == 2, stderr
+    assert last_line.startswith(f"error: {tmp_path / 'run' / 'checkpoints'}: the checkpoint of step")
+    assert "could not be written" in last_line
+    complete = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert complete == []
+
+
+def test_eval_of_a_folder_without_a_run_is_told_in_one_line(tmp_path):
+    assert_one_line(run(tmp_path, "eval.py", f"--workdir={tmp_path / 'no'}"), "config.json", "train.py")
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_explains_the_flags(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, script, "--help"],
+        cwd=processes.ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "--workdir" in done.stdout
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,122 @@
+"""One update: compiled once a shape, without implicit transfers, the same however it is cut into micro-batches."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mmei_jax import input_pipeline
+from mmei_jax.records import Dataset
+from mmei_jax.sharding import batch_sharding, make_mesh
+from mmei_jax.state import build_model, initial_state, state_shapes
+from mmei_jax.train_step import jit_train_step, make_train_step
+from tests import tiny
+
+# No randomness, and no loss that looks across the records of a micro-batch.
+SEPARABLE = {"model__dropout_rate": 0.0, "model__modality_dropout_rate": 0.0, "loss__ranking": "none"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+
+
+def prepare(config):
+    """A jitted step, a fresh state and training batches on the mesh."""
+    dataset = Dataset.open(config.data.path)
+    mesh = make_mesh(config)
+    model = build_model(config, dataset)
+    optimizer = optax.sgd(0.1)
+    state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
+    batches = input_pipeline.train_iterator(dataset, config, batch_sharding(mesh))
+    step = jit_train_step(make_train_step(model, optimizer, config, None), state_shapes(model, optimizer, mesh))
+    return step, state, batches
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch(data):
+    whole = tiny.config(data, **SEPARABLE)
+    results = []
+    for num_micro_batches in (1, 4):
+        config = dataclasses.replace(
+            whole, train=dataclasses.replace(whole.train, gradient_accumulation_steps=num_micro_batches)
+        )
+        step, state, batches = prepare(config)
+        results.append(jax.device_get(step(state, next(batches))))
+        batches.close()
+    (state, report), (accumulated_state, accumulated_report) = results
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-6), accumulated_state, state
+    )
+    np.testing.assert_allclose(accumulated_report.loss, report.loss, rtol=1e-6)
+    np.testing.assert_allclose(accumulated_report.gradient_norm, report.gradient_norm, rtol=1e-5)
+    np.testing.assert_allclose(accumulated_report.modality_weights, report.modality_weights, rtol=1e-5)
+    assert sorted(accumulated_report.record_index) == sorted(report.record_index)
+    assert report.task_totals.keys() == {"emotion", "intent"}
+
+
+def test_each_shape_compiles_once_and_no_update_transfers_implicitly(data):
+    config = tiny.config(data)
+    buckets = dataclasses.replace(config.data.max_tokens, vision=(10, 16), audio=(14, 24), text=(10, 16))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_tokens=buckets, batch_size=4))
+    step, state, batches = prepare(config)
+    compiled, shapes = [], set()
+
+    def note(event, _seconds, **_):
+        compiled.extend([event] if event == "/jax/core/compile/backend_compile_duration" else [])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    counts = []
+    with jax.transfer_guard("disallow"):
+        for _, batch in zip(range(40), batches, strict=False):
+            state, _ = step(state, batch)
+            shapes.add(batch.audio.features.shape)
+            counts.append((len(shapes), len(compiled)))
+    batches.close()
+    jax.monitoring.unregister_event_duration_listener(note)
+    assert counts[-1] == (2, 2)
+    assert all(num_shapes == num_compiled for num_shapes, num_compiled in counts)
+
+
+def test_transfer_guard_would_catch_a_batch_on_the_host(data):
+    step, state, batches = prepare(tiny.config(data))
+    batch = jax.device_get(next(batches))
+    batches.close()
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+        step(state, batch)
+
+
+def test_dropout_depends_on_seed_and_step_alone(data):
+    config = tiny.config(data, model__dropout_rate=0.5)
+    step, state, batches = prepare(config)
+    batch = next(batches)
+    batches.close()
+    variables = jax.device_get(state)
+
+    def loss(number):
+        fresh = jax.tree.map(jax.numpy.asarray, variables)
+        return float(step(fresh.replace(step=jax.numpy.asarray(number, "int32")), batch)[1].loss)
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_frozen_parameters_do_not_move_and_are_not_in_the_gradient_norm(data):
+    config = tiny.config(data, **SEPARABLE)
+    frozen = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, rate_multipliers=(("^embed_", 0.0),))
+    )
+    norms = []
+    for used in (config, frozen):
+        step, state, batches = prepare(used)
+        before = jax.device_get(state.parameters)
+        state, report = step(state, next(batches))
+        batches.close()
+        norms.append(float(report.gradient_norm))
+    after = jax.device_get(state.parameters)
+    names = [name for name in before if name.startswith("embed_")]
+    assert names
+    for name in names:
+        jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
+    assert norms[1] < norms[0]

@@ -1,0 +1,243 @@
+"""A run learns, resumes to the bit, keeps its best checkpoint, and stops where it must, saying why."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mmei_jax import checkpointing, training
+from mmei_jax.checkpointing import Checkpointer
+from mmei_jax.evaluation import evaluate_workdir
+from mmei_jax.records import Dataset
+from mmei_jax.sharding import make_mesh
+from mmei_jax.state import build_model, placed_variable_shapes
+from mmei_jax.training import train
+from mmei_jax.training_log import NonFiniteLossError, TrainingLog
+from mmei_jax.types import InputError
+from tests import tiny
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Runs of one configuration compile once: each run jits functions of its own."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {key: getattr(jax.config, key) for key in keys}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """An uninterrupted run of 17 updates, and its working directory."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return train(tiny.config(data, train__write_record_ids=True), workdir), workdir
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def saved_variables(data, workdir, step):
+    config = tiny.config(data)
+    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric, best_mode="max")
+    model = build_model(config, Dataset.open(data))
+    variables = checkpointer.restore_model(step, placed_variable_shapes(model, make_mesh(config)))
+    checkpointer.close()
+    return variables
+
+
+def test_run_learns_and_writes_what_it_says(whole_run):
+    result, workdir = whole_run
+    lines = read_lines(workdir / "metrics.jsonl")
+    losses = [line["train/loss/emotion"] for line in lines if "train/loss/emotion" in line]
+    assert losses[-1] < losses[0]
+    assert result.step == 17
+    assert [line["step"] for line in lines if "validation/loss" in line] == [9, 17]
+    for name in ("config.json", "parameters.txt", "tensorboard", "checkpoints"):
+        assert (workdir / name).exists()
+    assert "emotion_head" in (workdir / "parameters.txt").read_text()
+
+
+def test_train_lines_hold_loss_rate_alpha_throughput_and_input_wait(whole_run):
+    line = read_lines(whole_run[1] / "metrics.jsonl")[0]
+    assert {
+        "train/loss",
+        "train/loss/intent",
+        "train/loss/ranking",
+        "train/gradient_norm",
+        "train/learning_rate",
+    } <= set(line)
+    assert {"throughput/records_per_second", "throughput/input_wait_share"} <= set(line)
+    assert sum(line[f"train/alpha/{name}"] for name in ("vision", "audio", "text")) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_event_files_hold_the_same_scalars(whole_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(whole_run[1] / "tensorboard")).Reload()
+    written = {event.step: event.value for event in events.Scalars("train/loss")}
+    lines = read_lines(whole_run[1] / "metrics.jsonl")
+    assert written == pytest.approx({line["step"]: line["train/loss"] for line in lines if "train/loss" in line})
+
+
+def test_latest_and_best_checkpoints_are_kept(data, whole_run, tmp_path):
+    result, workdir = whole_run
+    lines = [line for line in read_lines(workdir / "metrics.jsonl") if "validation/mean_accuracy" in line]
+    best = max(lines, key=lambda line: (line["validation/mean_accuracy"], line["step"]))
+    assert result.best_step == best["step"]
+    assert {int(path.name) for path in (workdir / "checkpoints").iterdir()} == {result.best_step, 17}
+    changes = {"train__best_metric": "validation/emotion/cross_entropy", "train__best_mode": "max"}
+    worst = train(tiny.config(data, **changes), tmp_path)
+    entropies = {
+        line["step"]: line["validation/emotion/cross_entropy"]
+        for line in read_lines(tmp_path / "metrics.jsonl")
+        if "validation/loss" in line
+    }
+    assert worst.best_step == max(entropies, key=entropies.get)
+
+
+class StopAfter(TrainingLog):
+    """Sends this process SIGTERM once update ``step`` is dispatched."""
+
+    step = 0
+
+    def add(self, step, report, wait_seconds):
+        super().add(step, report, wait_seconds)
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop_step", [3, 11])
+def test_run_stopped_by_sigterm_resumes_to_the_bit(data, whole_run, tmp_path, monkeypatch, stop_step):
+    config = tiny.config(data, train__write_record_ids=True)
+    monkeypatch.setattr(training, "TrainingLog", StopAfter)
+    monkeypatch.setattr(StopAfter, "step", stop_step)
+    stopped = train(config, tmp_path)
+    assert (stopped.step, stopped.stopped_by) == (stop_step, "SIGTERM")
+    monkeypatch.setattr(StopAfter, "step", 0)
+    assert train(config, tmp_path).step == 17
+
+    _, whole_dir = whole_run
+    assert (tmp_path / "record_ids.jsonl").read_bytes() == (whole_dir / "record_ids.jsonl").read_bytes()
+    expected, resumed = saved_variables(data, whole_dir, 17), saved_variables(data, tmp_path, 17)
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+    evaluations = [
+        [line for line in read_lines(folder / "metrics.jsonl") if "validation/loss" in line]
+        for folder in (tmp_path, whole_dir)
+    ]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_every_epoch_shows_every_record_once(whole_run, data):
+    ids = [record for line in read_lines(whole_run[1] / "record_ids.jsonl") for record in line["ids"]]
+    split = Dataset.open(data).split("train")
+    assert sorted(ids[: split.num_records]) == sorted(split.ids(np.arange(split.num_records)))
+
+
+def test_finished_run_is_left_alone(data, whole_run):
+    result, workdir = whole_run
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train(tiny.config(data, train__write_record_ids=True), workdir) == result
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_with_another_key_or_other_data_is_refused(data, whole_run, tmp_path):
+    _, workdir = whole_run
+    with pytest.raises(InputError, match=r"config\.optimizer\.learning_rate = 0\.5: expected 0\.003"):
+        train(tiny.config(data, optimizer__learning_rate=0.5), workdir)
+    other = tiny.make_dataset(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="not the data set that the run"):
+        train(tiny.config(other), workdir)
+
+
+def test_patience_stops_early_and_a_restart_stays_stopped(data, tmp_path):
+    config = tiny.config(
+        data,
+        train__num_epochs=6,
+        train__patience_evaluations=1,
+        train__best_metric="validation/loss",
+        train__best_mode="max",  # The loss falls, so that the first evaluation stays the best.
+    )
+    result = train(config, tmp_path)
+    assert (result.step, result.best_step) == (18, 9)
+    assert train(config, tmp_path).step == 18
+
+
+def test_unknown_best_metric_is_refused_by_name(data, tmp_path):
+    with pytest.raises(InputError, match=r"best_metric = 'validation/beauty': expected one of .*validation/loss"):
+        train(tiny.config(data, train__best_metric="validation/beauty"), tmp_path)
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path):
+    # After the first epoch the rate is multiplied by 1e30: its checkpoints are sound, then the parameters overflow.
+    wild = {"schedule": "step", "step_epochs": (1,), "step_factor": 1e30, "weight_decay": 0.0}
+    changes = {f"optimizer__{key}": value for key, value in wild.items()}
+    with pytest.raises(NonFiniteLossError, match=r"step \d+: the \w+ loss is not finite for records \S+") as error:
+        train(tiny.config(data, **changes), tmp_path)
+    split = Dataset.open(data).split("train")
+    named = str(error.value).split("records ")[1].split(";")[0].split(" and ")[0].split(", ")
+    assert set(named) <= set(split.ids(np.arange(split.num_records)))
+    bad_step = int(str(error.value).split()[1].rstrip(":"))
+    kept = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert 9 <= kept < bad_step
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), saved_variables(data, tmp_path, kept))
+
+
+def test_full_disk_is_told_in_one_line_and_the_last_good_checkpoint_is_kept(data, tmp_path, monkeypatch):
+    full_after = []
+
+    def disk_usage(folder):
+        full_after.append(folder)
+        return shutil._ntuple_diskusage(total=10**9, used=10**9, free=10**9 if len(full_after) == 1 else 10)
+
+    monkeypatch.setattr(checkpointing.shutil, "disk_usage", disk_usage)
+    with pytest.raises(InputError, match=r"checkpoints: disk full: the checkpoint of step 9 needs [\d,]+ bytes, 10 are"):
+        train(tiny.config(data), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+    monkeypatch.undo()
+    assert train(tiny.config(data), tmp_path).step == 17
+
+
+def test_second_process_on_the_same_workdir_is_refused(data, tmp_path):
+    from mmei_jax.workdir import locked
+
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another process"):
+        train(tiny.config(data), tmp_path)
+
+
+def test_evaluation_restores_the_best_checkpoint_and_writes_metrics_and_predictions(data, whole_run):
+    import pandas as pd
+
+    result, workdir = whole_run
+    table = evaluate_workdir(workdir, "test")
+    summary = json.loads((workdir / "eval" / "test.json").read_text())
+    predictions = pd.read_parquet(workdir / "eval" / "test_predictions.parquet")
+    split = Dataset.open(data).split("test")
+    assert summary["checkpoint_step"] == result.best_step
+    assert summary["num_records"] == split.num_records == len(predictions)
+    assert predictions["id"].tolist() == split.ids(np.arange(split.num_records))
+    chosen = np.stack(predictions["emotion_probabilities"]).argmax(axis=1)
+    assert (chosen == predictions["emotion_label"]).mean() == pytest.approx(summary["metrics"]["emotion/accuracy"])
+    np.testing.assert_allclose(predictions[["alpha_vision", "alpha_audio", "alpha_text"]].sum(axis=1), 1.0, atol=1e-5)
+    assert "exact ceiling" in table
+    assert str(workdir / "eval" / "test.json") in table
+    first = (workdir / "eval" / "test.json").read_bytes()
+    evaluate_workdir(workdir, "test")
+    assert (workdir / "eval" / "test.json").read_bytes() == first
+
+
+def test_evaluating_an_empty_workdir_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json: expected the configuration that train\.py wrote"):
+        evaluate_workdir(tmp_path, "test")
