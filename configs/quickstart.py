@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.optimizer.learning_rate = 1e-3
 
-    config.train.num_epochs = 10
+    config.train.num_epochs = 8
     config.train.log_every_steps = 50
     config.train.save_every_steps = 500
     return config

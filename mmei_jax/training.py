@@ -125,7 +125,9 @@ class _Run:
             while step < self.num_steps and not progress.has_stopped_early and not stop:
                 started = time.perf_counter()
                 batch = next(iterator)
-                wait_seconds = time.perf_counter() - started
+                # While an update is under way the devices do not wait, whatever the host does.
+                is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()
+                wait_seconds = 0.0 if is_busy else time.perf_counter() - started
                 with jax.transfer_guard("disallow"):
                     state, report = train_step(state, batch)
                 step += 1

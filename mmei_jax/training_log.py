@@ -55,7 +55,7 @@ class TrainingLog:
         self._num_timed_steps = 0
 
     def add(self, step: int, report: StepReport, wait_seconds: float) -> None:
-        """Keeps the report of an update that may still be under way, and how long its batch was waited for."""
+        """Keeps the report of an update that may still be under way, and how long the devices lacked its batch."""
         self._pending.append((step, report))
         self._wait_seconds += wait_seconds
 
