@@ -6,14 +6,11 @@ from absl import flags
 
 from mmei_jax import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that train.py made.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that train.py made.", required=True)
 SPLIT = flags.DEFINE_enum(
     "split", "test", ["train", "validation", "test"], "Which of the configuration's splits to evaluate."
 )
-DATA = flags.DEFINE_string(
-    "data", None, "Folder of the data set, if it is not where the run found it."
-)
-flags.mark_flags_as_required(["workdir"])
+DATA = flags.DEFINE_string("data", None, "Folder of the data set, if it is not where the run found it.")
 
 
 def main() -> int:

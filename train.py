@@ -11,9 +11,12 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file; --config.group.key=value changes a key (configs/default.py explains them all)."
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for checkpoints, metrics and evaluations. The same command goes on where a run stopped."
+    "workdir",
+    None,
+    "Folder for checkpoints, metrics and evaluations. The same command goes on where a run stopped.",
+    required=True,
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
 
 
 def main() -> int:

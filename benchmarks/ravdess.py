@@ -2,8 +2,8 @@
 
     python -m benchmarks.ravdess --input=PATH/actors_01_18.npz --workdir=runs/ravdess [--quick]
 
-Six actor folds: one tested, the next one for validation, four trained on. Text is one of two fixed sentences and carries
-no emotion: it must not help. A control has its labels shuffled within each actor: nothing may be learned from it.
+Six actor folds: one tested, the next one for validation, four trained on. Text is one of two fixed sentences and
+carries no emotion: it must not help. A control has its labels shuffled within each actor: nothing may be learned.
 """
 
 import argparse
@@ -58,6 +58,7 @@ def main() -> None:
     workdir = Path(options.workdir)
     # Runs of one input set share their programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     plain = _import(options.input, workdir / "data", ())
     control = _import(options.input, workdir / "data_shuffled", ("--shuffle_labels_within=user", "--seed=0"))
     inputs = {"all three": INPUTS["all three"]} if options.quick else INPUTS
@@ -105,9 +106,7 @@ def _folds(fold: int) -> tuple[tuple[str, ...], str, str]:
     return train_folds, f"fold{validation}", f"fold{fold}"
 
 
-def _our_scores(
-    data: Path, modalities: tuple[str, ...], folds: range, seeds: range, workdir: Path
-) -> Iterator[Score]:
+def _our_scores(data: Path, modalities: tuple[str, ...], folds: range, seeds: range, workdir: Path) -> Iterator[Score]:
     for fold in folds:
         for seed in seeds:
             config = ravdess.get_config()
@@ -141,9 +140,7 @@ def _fit_and_score(model: object, data: Path, modalities: tuple[str, ...], fold:
 
 def _logistic_regression(data: Path, modalities: tuple[str, ...], fold: int) -> Score:
     """Multinomial logistic regression on standardised inputs, trained on the same four folds; scikit-learn's C = 1."""
-    return _fit_and_score(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), data, modalities, fold
-    )
+    return _fit_and_score(make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)), data, modalities, fold)
 
 
 def _majority(data: Path, fold: int) -> Score:

@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.num_heads = 4
     config.model.num_layers = 1
     config.model.feedforward_dim = 128
+    config.model.dropout_rate = 0.4
     config.model.position_embedding = False
 
     config.loss.intent = "none"
@@ -32,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.1
 
-    config.train.num_epochs = 40
+    config.train.num_epochs = 20
+    config.train.evaluate_every_epochs = 4
     config.train.best_metric = "validation/emotion/accuracy"
     return config

@@ -1,9 +1,9 @@
 """Checkpoints: model, optimizer, reader position, progress and configuration, saved and restored together by Orbax.
 
 Each step holds five items: ``model`` (parameters and statistics: all that inference needs), ``optimizer``, ``data``
-(position of the Grain iterator), ``progress`` and ``config``. The last three are JSON: Grain's own handler names its file
-by process, and would not restore on another number of processes. The latest and the best step are kept. Saves are asynchronous
-and become visible by rename; :meth:`Checkpointer.close` waits for the last one.
+(position of the Grain iterator), ``progress`` and ``config``. The last three are JSON: Grain's own handler names its
+file by process, and would not restore on another number of processes. The latest and the best step are kept. Saves are
+asynchronous and become visible by rename; :meth:`Checkpointer.close` waits for the last one.
 """
 
 import logging
@@ -16,7 +16,6 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from mmei_jax.types import InputError, TrainState
-
 
 # Metadata, JSON and directories of one checkpoint.
 _BYTES_BESIDE_ARRAYS = 1 << 20

@@ -1,7 +1,7 @@
 """Configuration: a locked ConfigDict is turned into frozen dataclasses, with every check made here, before any work.
 
-``configs/default.py`` holds the default of every key and explains it; this file holds types, choices and the checks that
-join two keys. A key that is unknown, missing or of the wrong type, and a value that is not accepted, raise
+``configs/default.py`` holds the default of every key and explains it; this file holds types, choices and the checks
+that join two keys. A key that is unknown, missing or of the wrong type, and a value that is not accepted, raise
 :class:`~mmei_jax.types.InputError` with the key's full name.
 """
 
@@ -219,7 +219,9 @@ def _check_data(data: DataConfig) -> None:
     for name in MODALITIES:
         buckets = getattr(data.max_tokens, name)
         is_rising = bool(buckets) and buckets[0] > 0 and list(buckets) == sorted(buckets)
-        _require(is_rising, f"data.max_tokens.{name}", buckets, "positive token counts, none smaller than the one before")
+        _require(
+            is_rising, f"data.max_tokens.{name}", buckets, "positive token counts, none smaller than the one before"
+        )
         _require(
             len(buckets) == len(data.max_tokens.vision),
             f"data.max_tokens.{name}",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -57,7 +57,7 @@ class Evaluator:
             catalogue = dataset.catalogue()
             if catalogue is None:
                 raise InputError(f"{dataset.path}: no catalogue; config.loss.ranking expects one")
-            items = Items(np.asarray(catalogue.features, np.float32), np.asarray(catalogue.kind, np.int32))
+            items = Items(jnp.asarray(catalogue.features, jnp.float32), jnp.asarray(catalogue.kind, jnp.int32))
             self._catalogue = jax.device_put(items, replicated(mesh))
         self._embed_catalogue = jax.jit(functools.partial(model.apply, method=Mmei.embed_items))
         self._measure = jax.jit(self._measure_batch)
@@ -98,7 +98,7 @@ class Evaluator:
         return None if self._catalogue is None else self._embed_catalogue(variables, self._catalogue)
 
     def _measure_batch(self, variables: Variables, batch: Batch, catalogue_embedding: Array | None) -> dict[str, Any]:
-        outputs: Outputs = self._model.apply(variables, batch, is_training=False)
+        outputs = cast(Outputs, self._model.apply(variables, batch, is_training=False))
         found = batch_metrics(
             outputs,
             batch,
@@ -114,13 +114,14 @@ class Evaluator:
         return {**found, **sums}
 
     def _predict_batch(self, variables: Variables, batch: Batch, catalogue_embedding: Array | None) -> Predictions:
-        outputs: Outputs = self._model.apply(variables, batch, is_training=False)
+        outputs = cast(Outputs, self._model.apply(variables, batch, is_training=False))
         scores = items = None
         if catalogue_embedding is not None and outputs.user_embedding is not None:
-            every_score = outputs.user_embedding @ catalogue_embedding.T
+            # The precision of the ranking metrics, so that the items listed are those that were judged.
+            every_score = jnp.matmul(outputs.user_embedding, catalogue_embedding.T, precision=jax.lax.Precision.HIGHEST)
             scores, items = jax.lax.top_k(every_score, min(NUM_TOP_ITEMS, every_score.shape[-1]))
         return Predictions(
-            emotion=_probabilities(outputs.emotion, self._config.loss.emotion),
+            emotion=_probabilities(cast(Array, outputs.emotion), self._config.loss.emotion),
             intent=None if outputs.intent is None else jax.nn.softmax(outputs.intent),
             modality_weights=outputs.modality_weights,
             top_items=items,
@@ -254,11 +255,12 @@ def write_predictions(
 
 
 def _prediction_columns(part: Predictions, split: Split, config: Config) -> dict[str, Any]:
-    is_record = part.record_index >= 0
-    index = part.record_index[is_record]
+    record_index, emotion = np.asarray(part.record_index), np.asarray(part.emotion)
+    is_record = record_index >= 0
+    index = record_index[is_record]
 
-    def lists(values: np.ndarray) -> pa.Array:
-        rows = values[is_record]
+    def lists(values: Array | np.ndarray) -> pa.Array:
+        rows = np.asarray(values)[is_record]
         return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
     def label(name: str) -> pa.Array:
@@ -270,14 +272,14 @@ def _prediction_columns(part: Predictions, split: Split, config: Config) -> dict
         return pa.array(values, mask=~is_labelled)
 
     columns: dict[str, Any] = {"id": split.ids(index), "emotion_label": label(config.loss.emotion_label)}
-    if part.emotion.ndim == 2:
-        columns["emotion_probabilities"] = lists(part.emotion)
+    if emotion.ndim == 2:
+        columns["emotion_probabilities"] = lists(emotion)
     else:
-        columns["emotion_value"] = part.emotion[is_record]
+        columns["emotion_value"] = emotion[is_record]
     if part.intent is not None:
         columns |= {"intent_label": label("intent"), "intent_probabilities": lists(part.intent)}
     for place, name in enumerate(MODALITIES):
-        columns[f"alpha_{name}"] = part.modality_weights[is_record, place]
+        columns[f"alpha_{name}"] = np.asarray(part.modality_weights)[is_record, place]
     if part.top_items is not None and part.top_scores is not None:
         columns |= {"top_item_index": lists(part.top_items), "top_item_score": lists(part.top_scores)}
     return columns

@@ -1,6 +1,6 @@
 """The model that a configuration and a data set describe, and its training state, placed on a mesh."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
 
 from mmei_jax.config import Config
 from mmei_jax.models.mmei import Mmei, ModalityInput, Tasks
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import parameter_shardings, replicated
-from mmei_jax.types import MODALITIES, Batch, TokenSequence, TrainState
+from mmei_jax.types import Batch, TokenSequence, TrainState
 
 # A model's variables: {"params": trained, "statistics": constants of the inputs}.
 Variables = dict[str, Any]
@@ -52,7 +53,9 @@ def example_batch(model: Mmei) -> Batch:
         for name, given in model.tasks.inputs().items()
     }
     return Batch(
-        **{name: sequences.get(name) for name in MODALITIES},
+        vision=sequences.get("vision"),
+        audio=sequences.get("audio"),
+        text=sequences.get("text"),
         is_record=jnp.ones((1,), bool),
         record_index=jnp.zeros((1,), jnp.int32),
     )
@@ -82,7 +85,7 @@ def state_shapes(model: Mmei, optimizer: optax.GradientTransformation, mesh: Mes
     """Shapes and shardings of a whole training state: what a checkpoint is restored into."""
     shapes = placed_variable_shapes(model, mesh)
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
+        step=cast(Array, jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))),
         parameters=shapes["params"],
         statistics=shapes["statistics"],
         optimizer_state=optimizer_shapes(optimizer, shapes["params"], mesh),
@@ -145,7 +148,7 @@ def initial_state(
 
 
 def _initialize_boxed(model: Mmei, seed: int) -> Variables:
-    return model.init({"params": jax.random.key(seed)}, example_batch(model), is_training=False)
+    return cast(Variables, model.init({"params": jax.random.key(seed)}, example_batch(model), is_training=False))
 
 
 def _shardings(shapes: Any) -> Any:

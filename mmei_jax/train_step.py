@@ -1,7 +1,7 @@
 """One update: forward, Eq. 6, backward, AdamW; a pure function of (state, batch), jitted and donated."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from mmei_jax.losses import RecordLosses, task_counts, task_losses, total_loss
 from mmei_jax.models.mmei import Mmei
 from mmei_jax.optimizer import trained_mask
 from mmei_jax.state import variable_shapes
-from mmei_jax.types import Batch, StepReport, TrainState
+from mmei_jax.types import Batch, Outputs, StepReport, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
 
@@ -41,12 +41,13 @@ def make_train_step(
         learned = jax.tree.map(
             lambda leaf, trained: leaf if trained else jax.lax.stop_gradient(leaf), parameters, is_trained
         )
-        outputs = model.apply(
+        answer = model.apply(
             {"params": learned, "statistics": statistics},
             batch,
             is_training=True,
             rngs={"dropout": dropout_key, "modality_dropout": modality_key},
         )
+        outputs = cast(Outputs, answer)
         losses = task_losses(outputs, batch, config.loss, class_weights)
         loss, _ = total_loss(losses, config.loss, outputs.task_log_variances, counts=counts)
         weights = jnp.sum(outputs.modality_weights * batch.is_record[:, None], axis=0)

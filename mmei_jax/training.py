@@ -126,7 +126,7 @@ class _Run:
                 started = time.perf_counter()
                 batch = next(iterator)
                 # While an update is under way the devices do not wait, whatever the host does.
-                is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()
+                is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]  # jax's stub
                 wait_seconds = 0.0 if is_busy else time.perf_counter() - started
                 with jax.transfer_guard("disallow"):
                     state, report = train_step(state, batch)

@@ -81,7 +81,7 @@ class TrainingLog:
         seconds = time.perf_counter() - self._started
         for step, report in zip(steps, reports, strict=True):
             if self._ids_file is not None:
-                ids = self._record_ids(report.record_index)
+                ids = self._record_ids(np.asarray(report.record_index))
                 self._ids_file.write(json.dumps({"step": step, "ids": ids}) + "\n")
             self._check(step, report)
         scalars = _means(reports)
@@ -124,7 +124,7 @@ class TrainingLog:
         if not guilty and np.isfinite(report.loss) and np.isfinite(report.gradient_norm):
             return
         task, is_bad = next(iter(guilty.items()), ("gradient", np.ones_like(report.record_index, dtype=bool)))
-        ids = self._record_ids(report.record_index[is_bad])
+        ids = self._record_ids(np.asarray(report.record_index)[is_bad])
         named = ", ".join(ids[:_MAX_IDS_NAMED]) + (f" and {len(ids) - _MAX_IDS_NAMED} more" if len(ids) > 10 else "")
         raise NonFiniteLossError(
             f"step {step}: the {task} loss is not finite for records {named}; the last checkpoint is kept. "

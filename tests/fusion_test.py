@@ -30,7 +30,7 @@ def make_config(**changes):
     spec = importlib.util.spec_from_file_location("default_config", DEFAULT_CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = config_module.parse(module.get_config()).model
+    config = config_module.parse(module.get_config().to_dict()).model
     small = {"dim": DIM, "num_heads": HEADS, "num_layers": 1, "feedforward_dim": 12, "dropout_rate": 0.0}
     return dataclasses.replace(config, **{**small, **changes})
 

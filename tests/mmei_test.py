@@ -46,7 +46,7 @@ def default_config():
     spec = importlib.util.spec_from_file_location("default_config", DEFAULT_CONFIG)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return config_module.parse(module.get_config()).model
+    return config_module.parse(module.get_config().to_dict()).model
 
 
 def make_model(tasks=TASKS, **changes):

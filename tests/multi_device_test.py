@@ -45,9 +45,7 @@ def evaluate(workdir, caches, num_devices):
 
 def scalars(workdir, prefixes):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {
-        (line["step"], name): value for line in lines for name, value in line.items() if name.startswith(prefixes)
-    }
+    return {(line["step"], name): value for line in lines for name, value in line.items() if name.startswith(prefixes)}
 
 
 def validation(workdir):

@@ -46,9 +46,7 @@ def test_accumulated_micro_batches_equal_the_whole_batch(data):
         results.append(jax.device_get(step(state, next(batches))))
         batches.close()
     (state, report), (accumulated_state, accumulated_report) = results
-    jax.tree.map(
-        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-6), accumulated_state, state
-    )
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-6), accumulated_state, state)
     np.testing.assert_allclose(accumulated_report.loss, report.loss, rtol=1e-6)
     np.testing.assert_allclose(accumulated_report.gradient_norm, report.gradient_norm, rtol=1e-5)
     np.testing.assert_allclose(accumulated_report.modality_weights, report.modality_weights, rtol=1e-5)
@@ -83,7 +81,7 @@ def test_transfer_guard_would_catch_a_batch_on_the_host(data):
     step, state, batches = prepare(tiny.config(data))
     batch = jax.device_get(next(batches))
     batches.close()
-    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed host-to-device transfer"):
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
         step(state, batch)
 
 

@@ -192,7 +192,9 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(data, 
     bad_step = int(str(error.value).split()[1].rstrip(":"))
     kept = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert 9 <= kept < bad_step
-    jax.tree.map(lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), saved_variables(data, tmp_path, kept))
+    jax.tree.map(
+        lambda leaf: np.testing.assert_array_equal(np.isfinite(leaf), True), saved_variables(data, tmp_path, kept)
+    )
 
 
 def test_full_disk_is_told_in_one_line_and_the_last_good_checkpoint_is_kept(data, tmp_path, monkeypatch):
@@ -203,7 +205,7 @@ def test_full_disk_is_told_in_one_line_and_the_last_good_checkpoint_is_kept(data
         return shutil._ntuple_diskusage(total=10**9, used=10**9, free=10**9 if len(full_after) == 1 else 10)
 
     monkeypatch.setattr(checkpointing.shutil, "disk_usage", disk_usage)
-    with pytest.raises(InputError, match=r"checkpoints: disk full: the checkpoint of step 9 needs [\d,]+ bytes, 10 are"):
+    with pytest.raises(InputError, match=r"disk full: the checkpoint of step 9 needs [\d,]+ bytes, 10 are free"):
         train(tiny.config(data), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
     monkeypatch.undo()
