@@ -8,6 +8,8 @@ asynchronous and become visible by rename; :meth:`Checkpointer.close` waits for 
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ class Checkpointer:
             ]
         )
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=self._rank, create=True)
+        self._last_saved_step: int | None = None
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def _rank(self, metrics: dict[str, float]) -> float:
@@ -98,10 +101,11 @@ class Checkpointer:
             progress=ocp.args.JsonSave(progress),
             config=ocp.args.JsonSave(config),
         )
-        try:
+        with self._told_in_one_line():
+            # A failure of the save before this one is raised here.
+            self._manager.wait_until_finished()
+            self._last_saved_step = step
             self._manager.save(step, args=items, metrics=metrics, force=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failure(step, error) from error
 
     def restore(self, shapes: TrainState, iterator: Any) -> tuple[TrainState, dict[str, Any]]:
         """The latest step.
@@ -145,15 +149,17 @@ class Checkpointer:
         Raises:
             InputError: it could not be written.
         """
-        try:
+        with self._told_in_one_line():
             self._manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failure(self.latest_step, error) from error
 
     def close(self) -> None:
-        """Waits for the last save, then lets go."""
-        self.wait()
-        self._manager.close()
+        """Waits for the last save, then lets go.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        with self._told_in_one_line():
+            self._manager.close()
 
     def _check_free_space(self, step: int, state: TrainState) -> None:
         """Refuses before Orbax begins: its threads would tell of a full disk in a hundred lines."""
@@ -164,6 +170,14 @@ class Checkpointer:
                 f"{self._folder}: disk full: the checkpoint of step {step} needs {needed:,} bytes, {free:,} are free"
             )
 
-    def _failure(self, step: int | None, error: Exception) -> InputError:
-        reason = " ".join(str(error).split())[:300]
-        return InputError(f"{self._folder}: the checkpoint of step {step} could not be written: {reason}")
+    @contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        """Orbax raises what its threads met at any later call, as whichever of these the file system's layer chose."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            step = self._last_saved_step
+            raise InputError(f"{self._folder}: the checkpoint of step {step} could not be written: {reason}") from error

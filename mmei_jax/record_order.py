@@ -1,6 +1,6 @@
 """Which records make up each batch, as a function of the step alone: no state, no stored permutation. NumPy only."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -11,6 +11,7 @@ _MIN_HALF_BITS = 4
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
+@runtime_checkable
 class RecordOrder(Protocol):
     """The records of each global batch."""
 

@@ -205,10 +205,6 @@ class Split:
         """What is pickled: no memory map, nothing that was cached."""
         return {key: self.__dict__[key] for key in ("dataset", "names", "num_records")}
 
-    def __len__(self) -> int:
-        """The number of records."""
-        return int(self.num_records)
-
     def lengths(self, column: str) -> Int64[np.ndarray, "records"]:
         """Entries of each record in a list column, 0 where absent; read-only.
 
@@ -381,19 +377,21 @@ def _describe(dataset: Dataset) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what a data set holds; gives the exit status: 0, or 1 after one line on what is wrong."""
+    """Prints what a data set holds; gives the exit status: 0, or 2 after one line on what is wrong."""
+    from mmei_jax.command import report_errors
+
     parser = argparse.ArgumentParser(prog="python -m mmei_jax.records", description="Show and check a data set.")
     parser.add_argument("path", help="folder with manifest.json")
     parser.add_argument("--verify", action="store_true", help="also read every file in full and compare its SHA-256")
     options = parser.parse_args(arguments)
-    try:
-        dataset = Dataset.open(options.path, verify=options.verify)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(_describe(dataset))
-    print(f"\nschema, sizes and counts {'and SHA-256 ' if options.verify else ''}are as the manifest says")
-    return 0
+
+    def run() -> int:
+        description = _describe(Dataset.open(options.path, verify=options.verify))
+        checked = "schema, sizes, counts and SHA-256" if options.verify else "schema, sizes and counts"
+        print(f"{description}\n\n{checked} are as the manifest says")
+        return 0
+
+    return report_errors(run)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Bad input to train.py and eval.py gives one clear line on standard error, no traceback, and exit code 2."""
 
 import os
-import resource
+import shlex
 import subprocess
 import sys
 
@@ -15,17 +15,15 @@ def data(tmp_path_factory):
     return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
 
 
-def run(cache, *arguments, **options):
-    command = [sys.executable, *arguments]
-    options.setdefault("env", processes.environment(cache))
+def run(cache, *arguments):
     done = subprocess.run(
-        command,
+        [sys.executable, *arguments],
         cwd=processes.ROOT,
+        env=processes.environment(cache),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
-        **options,
     )
     return done.returncode, done.stderr
 
@@ -82,13 +80,20 @@ def test_write_that_fails_half_way_ends_the_run_without_a_half_written_checkpoin
     arguments = ["train.py", "--config=tests/tiny_config.py", f"--config.data.path={data}"]
     arguments += [f"--workdir={tmp_path / 'run'}", "--config.train.num_epochs=4"]
 
-    def limit_file_size():
-        # A file that may not grow past 20 kB stands for a quota: both fail in write().
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     environment = processes.environment(tmp_path)
     del environment["JAX_COMPILATION_CACHE_DIR"]
-    code, stderr = run(tmp_path, *arguments, preexec_fn=limit_file_size, env=environment)
+    # A file that may not grow past 20 KiB stands for a quota: both fail in write().
+    command = f"ulimit -f 20; exec {shlex.join([sys.executable, *arguments])}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=processes.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    code, stderr = done.returncode, done.stderr
     # Orbax's threads print what they met before our line: a full disk is noticed earlier (training_test.py).
     last_line = stderr.splitlines()[-1]
     assert code == 2, stderr

@@ -1,7 +1,7 @@
 """Ready-made features to shards: values, splits, labels, and one clear line for every wrong input."""
 
 import csv
-import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +81,7 @@ def run(source: Path, output: Path, *flags: str) -> Dataset:
 def refuse(capsys: pytest.CaptureFixture[str], source: Path, output: Path, *flags: str) -> str:
     """Runs the command, which must fail with one line and leave nothing; gives the line."""
     before = sorted(output.parent.iterdir())
-    assert import_features.main([f"--input={source}", f"--output={output}", *COMMON, *flags]) == 1
+    assert import_features.main([f"--input={source}", f"--output={output}", *COMMON, *flags]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -357,7 +357,7 @@ def test_an_output_that_exists_is_kept_unless_overwritten(tmp_path: Path, capsys
 def test_an_unwritable_output_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_npz(tmp_path)
     (tmp_path / "file").write_text("not a folder")
-    assert import_features.main([f"--input={source}", f"--output={tmp_path}/file/out", *COMMON, *BY_SPEAKER]) == 1
+    assert import_features.main([f"--input={source}", f"--output={tmp_path}/file/out", *COMMON, *BY_SPEAKER]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert "file" in captured.err
@@ -368,16 +368,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     source = write_npz(tmp_path, vision=np.ones((NUM_RECORDS, 20_000), np.float32))
     (tmp_path / "place").mkdir()
     arguments = [f"--input={source}", f"--output={tmp_path}/place/out", *COMMON, *BY_SPEAKER]
-    # A file that may not grow beyond 100 kB fails to be written as on a full disk: with OSError.
+    # A file that may not grow beyond 100 KiB fails to be written as on a full disk: with OSError.
+    command = shlex.join([sys.executable, "-m", "mmei_jax.extraction.import_features", *arguments])
     result = subprocess.run(
-        [sys.executable, "-m", "mmei_jax.extraction.import_features", *arguments],
+        ["bash", "-c", f"ulimit -f 100; exec {command}"],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
         check=False,
     )
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert list((tmp_path / "place").iterdir()) == []

@@ -633,8 +633,8 @@ def test_the_command_shows_a_data_set_or_one_line(tiny: Path, capsys: pytest.Cap
     assert "train" in shown
     assert "SHA-256" in shown
     (tiny / "train-00000.arrow").write_bytes(b"")
-    assert records.main([str(tiny)]) == 1
-    assert records.main([str(tiny / "nowhere")]) == 1
+    assert records.main([str(tiny)]) == 2
+    assert records.main([str(tiny / "nowhere")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "error"]

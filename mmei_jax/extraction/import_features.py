@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mmei_jax.command import report_errors
 from mmei_jax.extraction import feature_sources, label_columns, splitting
 from mmei_jax.records import (
     DatasetSpec,
@@ -370,16 +371,16 @@ def _parse_producers(items: list[str]) -> dict[str, Producer]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Imports features; gives the exit status: 0, or 1 after one line on what is wrong."""
-    try:
+    """Imports features; gives the exit status: 0, or 2 after one line on what is wrong."""
+
+    def run() -> int:
         options = _parse(arguments)
         num_records = import_features(options)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    counts = ", ".join(f"{split} {count:,}" for split, count in num_records.items())
-    print(f"{options.output}: {counts} records")
-    return 0
+        counts = ", ".join(f"{split} {count:,}" for split, count in num_records.items())
+        print(f"{options.output}: {counts} records")
+        return 0
+
+    return report_errors(run)
 
 
 if __name__ == "__main__":

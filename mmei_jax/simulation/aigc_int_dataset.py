@@ -4,7 +4,6 @@ Shards are ``mmei_jax.records``'s, a module of the same level: the command impor
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -66,6 +65,7 @@ def _round_tokens(chunk: Chunk, dtype: str) -> Chunk:
 def main(arguments: Sequence[str]) -> int:
     """The command ``generate``: writes the shards; returns the exit code."""
     from mmei_jax import records
+    from mmei_jax.command import report_errors
 
     options = _parse(arguments)
     spec = records.DatasetSpec(
@@ -87,14 +87,14 @@ def main(arguments: Sequence[str]) -> int:
         has_relevant_items=True,
         extras=dict.fromkeys(_extras(draw_latents(0, 0)), "int32"),
     )
-    try:
+
+    def run() -> int:
         with records.DatasetWriter(options.output, spec, overwrite=options.overwrite) as writer:
             totals = _write(records, writer, options)
-    except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    _print_summary(options, totals)
-    return 0
+        _print_summary(options, totals)
+        return 0
+
+    return report_errors(run)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
