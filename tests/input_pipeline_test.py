@@ -128,7 +128,7 @@ def make_config(**changes: Any) -> Config:
         target = source[group] if group else source
         with target.ignore_type():
             target[name] = value
-    return config_lib.parse(source)
+    return config_lib.parse(source.to_dict())
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,46 @@
+"""No configuration key that nothing reads."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from mmei_jax import config as config_module
+from mmei_jax.optimizer import make_schedule
+from mmei_jax.training import train
+from tests import tiny
+
+GROUPS = [value for value in vars(config_module).values() if dataclasses.is_dataclass(value)]
+# Converting a configuration, comparing and hashing it read every key without using any.
+NOT_A_USE = (config_module.__file__, dataclasses.__file__, "<string>")
+
+
+def test_every_key_is_read_outside_the_configuration_itself(tmp_path, monkeypatch):
+    data = tiny.make_dataset(tmp_path / "data")
+    config = tiny.config(data, train__num_epochs=1)
+    read = set()
+
+    def watch(group):
+        names = {field.name for field in dataclasses.fields(group)}
+
+        def note(self, name):
+            if name in names and sys._getframe(1).f_code.co_filename not in NOT_A_USE:
+                read.add((group.__name__, name))
+            return object.__getattribute__(self, name)
+
+        return note
+
+    for group in GROUPS:
+        monkeypatch.setattr(group, "__getattribute__", watch(group), raising=False)
+    train(config, tmp_path / "run")
+    stepped = dataclasses.replace(config.optimizer, schedule="step", step_epochs=(1,))
+    make_schedule(stepped, num_steps=10, steps_per_epoch=5.0)
+    monkeypatch.undo()
+    declared = {(group.__name__, field.name) for group in GROUPS for field in dataclasses.fields(group)}
+    assert len(declared) > 50
+    assert declared - read == set()
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+def test_defaults_stand_in_configs_alone(group):
+    assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(group))
