@@ -58,7 +58,7 @@ install: $(VENV)/.installed ## Make the environment: what training and evaluatio
 # --- the two commands of the README ---------------------------------------------------------------------------------
 
 $(DATA)/manifest.json: | $(VENV)/.installed
-	$(venv_python) -m mmei_jax.simulation.aigc_int generate --output=$(DATA) --num_records=20000 --dim=32 --seed=0
+	$(venv_python) -m mmei_jax.simulation.aigc_int generate --output=$(DATA) --num_records=20000 --dim=32 --seed=1
 
 train: $(VENV)/.installed $(DATA)/manifest.json ## Make the simulated data set, train on it, evaluate on its test split.
 	$(venv_python) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)

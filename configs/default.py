@@ -116,9 +116,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.save_every_steps = 1000
     # Epochs between evaluations on the validation splits.
     train.evaluate_every_epochs = 1
-    # The "validation/..." metric that picks the best checkpoint, and whether "max" or "min" is best.
+    # The "validation/..." metric that picks the best checkpoint: the smallest for losses and errors, else the largest.
     train.best_metric = "validation/mean_accuracy"
-    train.best_mode = "max"
     # Evaluations without a new best after which training stops; 0 never stops early.
     train.patience_evaluations = 0
     # Whether the ids of every update's records are written to record_ids.jsonl (bool).

@@ -1,6 +1,7 @@
 """The paper to the letter, and the recipe of its section 4.2.
 
-Eq. 1 without bias or embeddings, heads that are one linear layer (Eq. 4-5), a raw dot product (Eq. 7).
+Its data: ``python -m mmei_jax.simulation.aigc_int generate --output=runs/data/aigc_int --num_records=5000 --dim=768``
+(simulated). Eq. 1 without bias or embeddings, heads that are one linear layer (Eq. 4-5), a raw dot product (Eq. 7).
 """
 
 import ml_collections

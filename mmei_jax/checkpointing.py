@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from mmei_jax.metrics import is_smaller_better
 from mmei_jax.types import InputError, TrainState
 
 # Metadata, JSON and directories of one checkpoint.
@@ -38,15 +39,15 @@ class Checkpointer:
 
     Args:
         workdir: holds the folder ``checkpoints``.
-        best_metric: name of the metric that picks the best step.
-        best_mode: ``"max"`` or ``"min"``.
+        best_metric: name of the metric that picks the best step, by its smallest or largest value
+            (:func:`~mmei_jax.metrics.is_smaller_better`).
     """
 
-    def __init__(self, workdir: Path, *, best_metric: str, best_mode: str):
+    def __init__(self, workdir: Path, *, best_metric: str):
         self._folder = (workdir / "checkpoints").absolute()
         self._best_metric = best_metric
         # Orbax keeps the largest.
-        self._sign = 1.0 if best_mode == "max" else -1.0
+        self._sign = -1.0 if is_smaller_better(best_metric) else 1.0
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(1),

@@ -104,7 +104,6 @@ class TrainConfig:
     save_every_steps: int
     evaluate_every_epochs: int
     best_metric: str
-    best_mode: Literal["max", "min"]
     patience_evaluations: int
     write_record_ids: bool
 

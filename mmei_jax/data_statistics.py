@@ -54,6 +54,17 @@ def truncation_report(split: Split, config: Config) -> dict[str, Truncation]:
     return report
 
 
+def truncation_lines(split: Split, config: Config) -> list[str]:
+    """What is cut, in words: one line for each modality of which anything is."""
+    return [
+        f"{name}: {cut.num_truncated_records:,} of {cut.num_records:,} records of {'+'.join(split.names)} are cut to "
+        f"{getattr(config.data.max_tokens, name)[-1]} tokens, {cut.num_dropped_tokens:,} of {cut.num_tokens:,} tokens "
+        f"are lost (config.data.max_tokens.{name})"
+        for name, cut in truncation_report(split, config).items()
+        if cut.num_truncated_records
+    ]
+
+
 def feature_statistics(
     split: Split, modality: str, *, max_tokens: int | None = None
 ) -> tuple[Float32[np.ndarray, "dim"], Float32[np.ndarray, "dim"]]:

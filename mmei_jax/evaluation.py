@@ -1,11 +1,14 @@
 """Measuring a model on whole splits: during training, and once on the test split from a run's best checkpoint."""
 
 import functools
+import hashlib
 import json
+import math
 import platform
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +30,7 @@ from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
 from mmei_jax.models.mmei import Mmei
 from mmei_jax.records import Dataset, Split
 from mmei_jax.reports import comparison_table
-from mmei_jax.sharding import batch_sharding, make_mesh, replicated
+from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated
 from mmei_jax.state import Variables, build_model, placed_variable_shapes
 from mmei_jax.types import MODALITIES, Batch, InputError, Items, Outputs, Predictions
 from mmei_jax.workdir import write_json
@@ -71,13 +74,22 @@ class Evaluator:
             splits: names of manifest splits, joined.
 
         Returns:
-            Floats by name: the names of ``metrics.py``, ``loss`` (Eq. 6) and ``loss/<task>``.
+            Floats by name: the names of ``metrics.py``, ``loss`` (Eq. 6) and ``loss/<task>``. The ranking loss of a
+            record has the records of its evaluation batch as negatives: compare it between runs of one
+            ``evaluation_batch_size`` only.
         """
         embedding = self._catalogue_embedding(variables)
         with closing(self._batches(splits)) as batches:
             parts = (self._measure(variables, batch, embedding) for batch in batches)
             figures = compute_all(merge_all(_fetch_late(parts)))
         return {"loss": self._total_loss(figures, variables), **figures}
+
+    def metric_names(self, variables: Variables, splits: tuple[str, ...]) -> list[str]:
+        """Names that :meth:`measure` will give; measures one batch."""
+        embedding = self._catalogue_embedding(variables)
+        with closing(self._batches(splits)) as batches:
+            part = jax.device_get(self._measure(variables, next(batches), embedding))
+        return ["loss", *compute_all(part)]
 
     def predict(self, variables: Variables, splits: tuple[str, ...]) -> Iterator[Predictions]:
         """Predictions batch by batch, on the host, in the order of the split; filler is still in."""
@@ -135,12 +147,13 @@ class Evaluator:
     def _total_loss(self, figures: dict[str, float], variables: Variables) -> float:
         """Eq. 6 from the tasks' means over the whole split."""
         one = jnp.ones((1,), jnp.float32)
-        tasks = [name.removeprefix("loss/") for name in figures if name.startswith("loss/")]
-        losses = {
-            task: RecordLosses(jnp.asarray([figures[f"loss/{task}"]], jnp.float32), one.astype(bool), one)
-            for task in self._model.tasks.names()
-            if task in tasks
-        }
+        losses = {}
+        for task in self._model.tasks.names():
+            mean = figures[f"loss/{task}"]
+            # Without any label of a task its mean is undefined; it adds nothing, as in training.
+            is_counted = one * (not math.isnan(mean))
+            value = jnp.asarray([0.0 if math.isnan(mean) else mean], jnp.float32)
+            losses[task] = RecordLosses(value, is_counted.astype(bool), is_counted)
         loss, _ = total_loss(losses, self._config.loss, variables["params"].get("task_log_variances"))
         return float(loss)
 
@@ -171,12 +184,15 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     config = read_config(workdir, data_path)
     dataset = Dataset.open(config.data.path)
     input_pipeline.check(dataset, config)
-    mesh = make_mesh(config)
+    mesh = make_evaluation_mesh()
     model = build_model(config, dataset)
-    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric, best_mode=config.train.best_mode)
+    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric)
     step = checkpointer.best_step
     if step is None:
         raise InputError(f"{workdir}: no evaluated checkpoint; expected a folder in which train.py has run")
+    fingerprint = manifest_fingerprint(dataset)
+    if checkpointer.read_config(step)["manifest_sha256"] != fingerprint:
+        raise InputError(f"{dataset.path}: not the data set that the run in {workdir} was trained on")
     shapes = placed_variable_shapes(model, mesh)
     variables = checkpointer.restore_model(step, shapes)
     checkpointer.close()
@@ -198,6 +214,8 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
         "manifest_splits": list(names),
         "num_records": joined.num_records,
         "dataset": dataset.spec.name,
+        "manifest_sha256": fingerprint,
+        "truncation": {name: asdict(cut) for name, cut in input_pipeline.truncation_report(joined, config).items()},
         "checkpoint_step": step,
         "metrics": {name: value for name, value in figures.items() if np.isfinite(value)},
         "undefined_metrics": sorted(name for name, value in figures.items() if not np.isfinite(value)),
@@ -207,7 +225,13 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     write_json(folder / f"{split}.json", summary)
     table = comparison_table(figures, reference)
     title = f"{dataset.spec.name}, split {'+'.join(names)}: {joined.num_records:,} records, checkpoint of step {step}"
-    return f"{title}\n\n{table}\n\nwritten: {folder / f'{split}.json'}, {predictions_path}"
+    lines = [title, *input_pipeline.truncation_lines(joined, config), "", table, ""]
+    return "\n".join([*lines, f"written: {folder / f'{split}.json'}, {predictions_path}"])
+
+
+def manifest_fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of a data set's manifest, which holds the hashes of all its files."""
+    return hashlib.sha256((dataset.path / "manifest.json").read_bytes()).hexdigest()
 
 
 def read_config(workdir: Path, data_path: str | None = None) -> Config:

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from mmei_jax.batching import BatchReader
 from mmei_jax.config import Config
-from mmei_jax.data_statistics import Truncation, feature_statistics, truncation_report
+from mmei_jax.data_statistics import Truncation, feature_statistics, truncation_lines, truncation_report
 from mmei_jax.ranking_targets import RankingStatistics, positive_counts
 from mmei_jax.record_order import RecordOrder, SequentialOrder, ShuffledOrder
 from mmei_jax.records import Dataset, Split
@@ -40,6 +40,7 @@ __all__ = [
     "process_rows",
     "ranking_statistics",
     "train_iterator",
+    "truncation_lines",
     "truncation_report",
 ]
 
@@ -128,7 +129,7 @@ def train_iterator(
         num_batches=num_steps(split.num_records, config.data.batch_size, num_epochs),
         seed=config.seed,
     )
-    return _iterate(split, order, config, sharding, "batch_size", statistics)
+    return _iterate(split, order, config.data.batch_size, config, sharding, statistics)
 
 
 def evaluation_batches(
@@ -143,17 +144,19 @@ def evaluation_batches(
 
     Args:
         dataset: has the splits, and the training splits whose statistics the ranking targets carry.
-        config: what to read; batches have ``config.data.evaluation_batch_size`` records.
+        config: what to read; batches have ``config.data.evaluation_batch_size`` records, rounded up to a multiple of
+            the devices.
         splits: names of manifest splits.
         sharding: splits the leading axis of every array.
         statistics: what :func:`ranking_statistics` gives; computed here if None.
 
     Raises:
-        InputError: data and configuration do not fit, or a batch cannot be split over the devices.
+        InputError: data and configuration do not fit.
     """
     split = dataset.split(*splits)
-    order = SequentialOrder(num_records=split.num_records, batch_size=config.data.evaluation_batch_size)
-    return _iterate(split, order, config, sharding, "evaluation_batch_size", statistics)
+    batch_size = -(-config.data.evaluation_batch_size // sharding.num_devices) * sharding.num_devices
+    order = SequentialOrder(num_records=split.num_records, batch_size=batch_size)
+    return _iterate(split, order, batch_size, config, sharding, statistics)
 
 
 def ranking_statistics(dataset: Dataset, config: Config) -> RankingStatistics | None:
@@ -217,20 +220,19 @@ def check(dataset: Dataset, config: Config) -> None:
         ranking_statistics(dataset, config)
 
 
-def process_rows(sharding: NamedSharding, batch_size: int, key: str) -> Int64[np.ndarray, "rows"]:
+def process_rows(sharding: NamedSharding, batch_size: int) -> Int64[np.ndarray, "rows"]:
     """Rows of a global batch that this process's devices hold, in rising order.
 
     Args:
         sharding: splits the leading axis.
         batch_size: rows of the global batch.
-        key: names the batch size in the message.
 
     Raises:
         InputError: the devices cannot share the rows equally.
     """
     num_shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
     if batch_size % num_shards:
-        raise InputError(f"config.data.{key} = {batch_size}: expected a multiple of {num_shards}, the devices' number")
+        raise InputError(f"config.data.batch_size = {batch_size}: expected a multiple of the {num_shards} devices")
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()
     pieces = [np.arange(batch_size, dtype=np.int64)[index] for index in slices if index is not None]
     return np.unique(np.concatenate(pieces))
@@ -239,14 +241,13 @@ def process_rows(sharding: NamedSharding, batch_size: int, key: str) -> Int64[np
 def _iterate(
     split: Split,
     order: RecordOrder,
+    batch_size: int,
     config: Config,
     sharding: NamedSharding,
-    key: str,
     statistics: RankingStatistics | None,
 ) -> grain.DatasetIterator[Batch]:
     """Builds the pipeline: reads in threads, places in another one, ahead of the caller."""
-    batch_size = getattr(config.data, key)
-    rows = process_rows(sharding, batch_size, key)
+    rows = process_rows(sharding, batch_size)
     if statistics is None:
         statistics = ranking_statistics(split.dataset, config)
     source = BatchSource(order, BatchReader(split, config, statistics), rows)

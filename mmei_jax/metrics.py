@@ -38,6 +38,7 @@ __all__ = [
     "catalogue_metrics",
     "classification_metrics",
     "compute_all",
+    "is_smaller_better",
     "joint_metrics",
     "merge_all",
     "modality_weight_metrics",
@@ -136,6 +137,16 @@ def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:
     if "emotion/accuracy" in figures:
         figures["mean_accuracy"] = sum(accuracies) / len(accuracies)
     return figures
+
+
+def is_smaller_better(name: str) -> bool:
+    """Whether a metric is a loss or an error, of which the smallest value is the best.
+
+    Example:
+        >>> is_smaller_better("validation/loss/emotion"), is_smaller_better("emotion/accuracy")
+        (True, False)
+    """
+    return "loss" in name.split("/") or name.endswith(("cross_entropy", "/mae"))
 
 
 def classification_metrics(task: str, logits: Float[Array, "batch classes"], label: Label) -> dict[str, Metric]:

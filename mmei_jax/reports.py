@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from mmei_jax.metrics import is_smaller_better
+
 # Columns beside the model's, by the suffixes that reference figures carry ("" is the exact posterior of everything).
 _SINGLE_MODALITIES = ("[vision]", "[audio]", "[text]")
-_SMALLER_IS_BETTER = ("cross_entropy", "loss", "mae")
 
 
 def comparison_table(figures: Mapping[str, float], reference: Mapping[str, float]) -> str:
@@ -16,22 +17,22 @@ def comparison_table(figures: Mapping[str, float], reference: Mapping[str, float
             (everything), ``emotion/accuracy[text]`` (one modality), ``emotion/accuracy[late_fusion]``.
 
     Returns:
-        Lines joined by newlines: the model, the exact ceiling, the best that late fusion can do, and the best exact
-        ceiling of a single modality.
+        Lines joined by newlines: the model, the exact ceiling, the product of the unimodal posteriors (a form of late
+        fusion), and the best exact ceiling of a single modality.
     """
     columns = {
         "model": figures,
         "exact ceiling": {name: value for name, value in reference.items() if "[" not in name},
-        "late fusion": _with_suffix(reference, "[late_fusion]"),
+        "unimodal product": _with_suffix(reference, "[late_fusion]"),
         "best single": _best_of_single_modalities(reference),
     }
     shown = {title: column for title, column in columns.items() if title == "model" or set(column) & set(figures)}
     width = max(len(name) for name in figures)
-    lines = ["metric".ljust(width) + "".join(f"{title:>15}" for title in shown)]
+    lines = ["metric".ljust(width) + "".join(f"{title:>18}" for title in shown)]
     lines.append("-" * len(lines[0]))
     for name in figures:
         cells = (f"{column[name]:.4f}" if name in column else "" for column in shown.values())
-        lines.append(name.ljust(width) + "".join(f"{cell:>15}" for cell in cells))
+        lines.append(name.ljust(width) + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -43,6 +44,6 @@ def _best_of_single_modalities(reference: Mapping[str, float]) -> dict[str, floa
     best: dict[str, float] = {}
     for suffix in _SINGLE_MODALITIES:
         for name, value in _with_suffix(reference, suffix).items():
-            choose = min if name.endswith(_SMALLER_IS_BETTER) else max
+            choose = min if is_smaller_better(name) else max
             best[name] = choose(best.get(name, value), value)
     return best

@@ -30,24 +30,29 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
 
 
 def make_mesh(config: Config) -> Mesh:
-    """The mesh that ``config.mesh`` asks for, over the visible devices.
+    """The mesh that ``config.mesh`` asks for, over the visible devices: what a run is trained on.
 
     Raises:
-        InputError: there are too few devices, or a batch size cannot be split over the mesh.
+        InputError: there are too few devices, or a batch cannot be split over the mesh.
     """
     devices = jax.devices()
     size = len(devices) if config.mesh.data == -1 else config.mesh.data
     if size > len(devices):
         raise InputError(f"config.mesh.data = {size}: expected at most {len(devices)}, the number of visible devices")
     micro_batch_size = config.data.batch_size // config.train.gradient_accumulation_steps
-    sizes = {
-        "data.batch_size / train.gradient_accumulation_steps": micro_batch_size,
-        "data.evaluation_batch_size": config.data.evaluation_batch_size,
-    }
-    for key, batch_size in sizes.items():
-        if batch_size % size:
-            raise InputError(f"config.{key} = {batch_size}: expected a multiple of the {size} devices of the mesh")
-    return Mesh(np.asarray(devices[:size]), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    if micro_batch_size % size:
+        key = "config.data.batch_size / config.train.gradient_accumulation_steps"
+        raise InputError(f"{key} = {micro_batch_size}: expected a multiple of the {size} devices of the mesh")
+    return _mesh_over(devices[:size])
+
+
+def make_evaluation_mesh() -> Mesh:
+    """A mesh over all visible devices, however many the run was trained on."""
+    return _mesh_over(jax.devices())
+
+
+def _mesh_over(devices: list[jax.Device]) -> Mesh:
+    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

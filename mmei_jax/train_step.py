@@ -121,7 +121,14 @@ def split_batch(batch: Batch, num_micro_batches: int) -> Batch:
 
     Record ``r`` goes to micro-batch ``r % num_micro_batches``, so that every device's rows are dealt out evenly and
     none has to move to another device.
+
+    Raises:
+        ValueError: several records share a row, so that tokens and labels would part.
     """
+    num_records = batch.is_record.shape[0]
+    for name, sequence in batch.sequences().items():
+        if sequence.segment_ids.shape[0] != num_records:
+            raise ValueError(f"batch.{name}: packed rows cannot be dealt into micro-batches")
 
     def split(leaf: Array) -> Array:
         dealt = leaf.reshape(leaf.shape[0] // num_micro_batches, num_micro_batches, *leaf.shape[1:])

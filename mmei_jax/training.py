@@ -4,7 +4,7 @@ Order after an update: log -> evaluate -> save. A save carries the metrics of it
 so evaluation comes before it. The last save follows the last update.
 """
 
-import hashlib
+import math
 import time
 from collections import deque
 from contextlib import closing
@@ -19,7 +19,8 @@ from clu import parameter_overview
 from mmei_jax import input_pipeline
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.config import Config
-from mmei_jax.evaluation import Evaluator, emotion_class_weights
+from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
+from mmei_jax.metrics import is_smaller_better
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, make_mesh
@@ -36,7 +37,6 @@ MAX_UPDATES_IN_FLIGHT = 2
 # Keys that may differ between the run that saved and the run that resumes: none of them changes what is computed.
 RESUMABLE_KEYS = (
     "data.path",
-    "data.evaluation_batch_size",
     "data.num_reader_threads",
     "data.num_prefetch_batches",
     "train.log_every_steps",
@@ -69,9 +69,10 @@ class Progress:
     evaluations_since_best: int = 0
     has_stopped_early: bool = False
 
-    def note(self, value: float, mode: str) -> None:
-        """Counts an evaluation whose metric is ``value``; ``mode`` is "max" or "min"."""
-        is_better = self.best_value is None or (value > self.best_value if mode == "max" else value < self.best_value)
+    def note(self, value: float, *, is_smaller_better: bool) -> None:
+        """Counts an evaluation whose metric is ``value``."""
+        best = self.best_value
+        is_better = best is None or (value < best if is_smaller_better else value > best)
         self.evaluations_since_best = 0 if is_better else self.evaluations_since_best + 1
         self.best_value = value if is_better else self.best_value
 
@@ -96,7 +97,8 @@ class _Run:
     def __init__(self, config: Config, workdir: Path):
         self.config, self.workdir = config, workdir
         self.dataset = Dataset.open(config.data.path)
-        self.fingerprint = hashlib.sha256((self.dataset.path / "manifest.json").read_bytes()).hexdigest()
+        if jax.process_count() > 1:
+            raise InputError(f"{jax.process_count()} JAX processes: training runs in one process, on all its devices")
         input_pipeline.check(self.dataset, config)
         self.mesh = make_mesh(config)
         self.model = build_model(config, self.dataset)
@@ -111,13 +113,12 @@ class _Run:
         )
         self.optimizer = make_optimizer(config.optimizer, variable_shapes(self.model)["params"], self.schedule)
         self.evaluator = Evaluator(self.model, config, self.dataset, self.mesh)
-        self.checkpointer = Checkpointer(
-            workdir, best_metric=config.train.best_metric, best_mode=config.train.best_mode
-        )
+        self.checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric)
 
     def loop(self, stop: StopRequest) -> TrainResult:
         """All updates that are left."""
         state, iterator, progress = self._start()
+        self._check_best_metric(state)
         step = int(state.step)
         train_step = self._jit_step()
         in_flight: deque[StepReport] = deque()
@@ -169,12 +170,14 @@ class _Run:
             self._check_resumable(self.checkpointer.read_config(self.checkpointer.latest_step))
             shapes = state_shapes(self.model, self.optimizer, self.mesh)
             state, progress = self.checkpointer.restore(shapes, iterator)
+            write_json(self.workdir / "config.json", config.to_json())
             print(f"going on from the checkpoint of step {int(state.step)}", flush=True)
             return state, iterator, Progress(**progress)
         statistics = {}
         if config.data.standardize:
             statistics = {name: self._feature_statistics(name) for name in config.data.modalities}
         state = initial_state(self.model, self.optimizer, self.mesh, seed=config.seed, statistics=statistics)
+        write_json(self.workdir / "config.json", config.to_json())
         self._write_description(state)
         return state, iterator, Progress()
 
@@ -210,12 +213,23 @@ class _Run:
         figures = self.evaluator.measure(state.variables, self.config.data.validation_splits)
         metrics = {f"validation/{name}": value for name, value in figures.items()}
         log.write_evaluation(step, metrics)
-        if train.best_metric not in metrics:
-            known = ", ".join(sorted(metrics))
-            raise InputError(f"config.train.best_metric = {train.best_metric!r}: expected one of {known}")
-        progress.note(metrics[train.best_metric], train.best_mode)
+        value = metrics[train.best_metric]
+        if not math.isfinite(value):
+            raise InputError(
+                f"step {step}: {train.best_metric} = {value}: no checkpoint can be chosen by it; does split "
+                f"{'+'.join(self.config.data.validation_splits)} carry its labels?"
+            )
+        progress.note(value, is_smaller_better=is_smaller_better(train.best_metric))
         progress.has_stopped_early = 0 < train.patience_evaluations <= progress.evaluations_since_best
         return metrics
+
+    def _check_best_metric(self, state: TrainState) -> None:
+        """Refuses a metric that no evaluation will give, before anything is trained."""
+        names = self.evaluator.metric_names(state.variables, self.config.data.validation_splits)
+        known = sorted(f"validation/{name}" for name in names)
+        chosen = self.config.train.best_metric
+        if chosen not in known:
+            raise InputError(f"config.train.best_metric = {chosen!r}: expected one of {', '.join(known)}")
 
     def _save(
         self, step: int, state: TrainState, iterator: Any, progress: Progress, metrics: dict[str, float] | None
@@ -225,11 +239,11 @@ class _Run:
         )
 
     def _saved_config(self) -> dict[str, Any]:
-        return {"config": self.config.to_json(), "manifest_sha256": self.fingerprint}
+        return {"config": self.config.to_json(), "manifest_sha256": manifest_fingerprint(self.dataset)}
 
     def _check_resumable(self, saved: dict[str, Any]) -> None:
         """Refuses to go on with another data set, or with a key that would change what is computed."""
-        if saved["manifest_sha256"] != self.fingerprint:
+        if saved["manifest_sha256"] != manifest_fingerprint(self.dataset):
             raise InputError(f"{self.config.data.path}: not the data set that the run in {self.workdir} was trained on")
         before, now = _flatten(saved["config"]), _flatten(self.config.to_json())
         for key, value in now.items():
@@ -239,7 +253,6 @@ class _Run:
                 )
 
     def _write_description(self, state: TrainState) -> None:
-        write_json(self.workdir / "config.json", self.config.to_json())
         table = parameter_overview.get_parameter_overview(state.parameters)
         write_text(self.workdir / "parameters.txt", table + "\n")
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
@@ -249,9 +262,8 @@ class _Run:
             f"on {self.mesh.size} device(s)",
             flush=True,
         )
-        for name, cut in input_pipeline.truncation_report(self.split, self.config).items():
-            if cut.num_truncated_records:
-                print(f"{name}: {cut}; config.data.max_tokens.{name} is the limit", flush=True)
+        for line in input_pipeline.truncation_lines(self.split, self.config):
+            print(line, flush=True)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

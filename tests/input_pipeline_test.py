@@ -581,10 +581,10 @@ devices = np.asarray(jax.devices())[[0, 2, 1, 3]]
 sharding = NamedSharding(Mesh(devices, ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
 config = make_config()
 try:
-    input_pipeline.process_rows(sharding, 6, "batch_size")
+    input_pipeline.process_rows(sharding, 6)
     raise AssertionError("6 rows on 4 devices")
 except input_pipeline.InputError as error:
-    assert "config.data.batch_size = 6: expected a multiple of 4" in str(error), error
+    assert "config.data.batch_size = 6: expected a multiple of the 4" in str(error), error
 iterator = input_pipeline.train_iterator(dataset, config, sharding, num_epochs=2)
 expected = make_source(dataset, config)
 num_compared = 0

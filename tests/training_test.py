@@ -11,7 +11,7 @@ import pytest
 
 from mmei_jax import checkpointing, training
 from mmei_jax.checkpointing import Checkpointer
-from mmei_jax.evaluation import evaluate_workdir
+from mmei_jax.evaluation import Evaluator, evaluate_workdir
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import make_mesh
 from mmei_jax.state import build_model, placed_variable_shapes
@@ -51,7 +51,7 @@ def read_lines(path):
 
 def saved_variables(data, workdir, step):
     config = tiny.config(data)
-    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric, best_mode="max")
+    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric)
     model = build_model(config, Dataset.open(data))
     variables = checkpointer.restore_model(step, placed_variable_shapes(model, make_mesh(config)))
     checkpointer.close()
@@ -98,14 +98,14 @@ def test_latest_and_best_checkpoints_are_kept(data, whole_run, tmp_path):
     best = max(lines, key=lambda line: (line["validation/mean_accuracy"], line["step"]))
     assert result.best_step == best["step"]
     assert {int(path.name) for path in (workdir / "checkpoints").iterdir()} == {result.best_step, 17}
-    changes = {"train__best_metric": "validation/emotion/cross_entropy", "train__best_mode": "max"}
-    worst = train(tiny.config(data, **changes), tmp_path)
-    entropies = {
-        line["step"]: line["validation/emotion/cross_entropy"]
-        for line in read_lines(tmp_path / "metrics.jsonl")
-        if "validation/loss" in line
-    }
-    assert worst.best_step == max(entropies, key=entropies.get)
+
+
+def test_smallest_loss_is_the_best(data, tmp_path, monkeypatch):
+    measure, losses = Evaluator.measure, iter([2.0, 1.0, 4.0, 3.0])
+    monkeypatch.setattr(Evaluator, "measure", lambda *given: {**measure(*given), "loss": next(losses)})
+    result = train(tiny.config(data, train__best_metric="validation/loss", train__num_epochs=4), tmp_path)
+    assert (result.best_step, result.step) == (18, 35)
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {18, 35}
 
 
 class StopAfter(TrainingLog):
@@ -163,21 +163,30 @@ def test_resuming_with_another_key_or_other_data_is_refused(data, whole_run, tmp
 
 
 def test_patience_stops_early_and_a_restart_stays_stopped(data, tmp_path):
-    config = tiny.config(
-        data,
-        train__num_epochs=6,
-        train__patience_evaluations=1,
-        train__best_metric="validation/loss",
-        train__best_mode="max",  # The loss falls, so that the first evaluation stays the best.
-    )
+    # At this rate nothing moves, so that no evaluation is better than the first.
+    config = tiny.config(data, train__num_epochs=6, train__patience_evaluations=1, optimizer__learning_rate=1e-12)
     result = train(config, tmp_path)
-    assert (result.step, result.best_step) == (18, 9)
+    assert result.step == 18
     assert train(config, tmp_path).step == 18
+
+
+def test_best_metric_that_is_not_a_number_is_refused(data, tmp_path, monkeypatch):
+    measure = Evaluator.measure
+    monkeypatch.setattr(Evaluator, "measure", lambda *given: {**measure(*given), "mean_accuracy": float("nan")})
+    with pytest.raises(InputError, match=r"step 9: validation/mean_accuracy = nan: no checkpoint can be chosen by it"):
+        train(tiny.config(data), tmp_path)
+
+
+def test_evaluating_on_other_data_is_refused(data, whole_run, tmp_path):
+    other = tiny.make_dataset(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="not the data set that the run in"):
+        evaluate_workdir(whole_run[1], "test", str(other))
 
 
 def test_unknown_best_metric_is_refused_by_name(data, tmp_path):
     with pytest.raises(InputError, match=r"best_metric = 'validation/beauty': expected one of .*validation/loss"):
         train(tiny.config(data, train__best_metric="validation/beauty"), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(data, tmp_path):
