@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _paired(ours: list[Score], others: list[Score]) -> str:
-    """Mean difference of accuracy over the same folds and seeds, with a 95 % bootstrap interval over folds and seeds."""
+    """Mean difference of accuracy over the same folds and seeds, with a 95 % bootstrap interval over those."""
     differences = np.array([one.accuracy - other.accuracy for one, other in zip(ours, others, strict=True)])
     draws = np.random.default_rng(0).choice(differences, size=(10_000, len(differences))).mean(axis=1)
     low, high = np.quantile(draws, [0.025, 0.975])

@@ -102,10 +102,11 @@ class Checkpointer:
             progress=ocp.args.JsonSave(progress),
             config=ocp.args.JsonSave(config),
         )
-        with self._told_in_one_line():
+        with self._told_in_one_line(self._last_saved_step, "written"):
             # A failure of the save before this one is raised here.
             self._manager.wait_until_finished()
-            self._last_saved_step = step
+        self._last_saved_step = step
+        with self._told_in_one_line(step, "written"):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def restore(self, shapes: TrainState, iterator: Any) -> tuple[TrainState, dict[str, Any]]:
@@ -124,7 +125,9 @@ class Checkpointer:
             data=ocp.args.JsonRestore(),
             progress=ocp.args.JsonRestore(),
         )
-        restored = self._manager.restore(self.latest_step, args=items)
+        step = self.latest_step
+        with self._told_in_one_line(step, "read"):
+            restored = self._manager.restore(step, args=items)
         iterator.set_state(restored["data"])
         state = TrainState(
             step=restored["optimizer"]["step"],
@@ -136,12 +139,16 @@ class Checkpointer:
 
     def restore_model(self, step: int, model: Any) -> Any:
         """The variables of one step, placed as the tree of shapes says; nothing else is read."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(model)))
+        items = ocp.args.Composite(model=ocp.args.StandardRestore(model))
+        with self._told_in_one_line(step, "read"):
+            restored = self._manager.restore(step, args=items)
         return restored["model"]
 
     def read_config(self, step: int) -> dict[str, Any]:
         """The configuration saved with a step."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        with self._told_in_one_line(step, "read"):
+            restored = self._manager.restore(step, args=items)
         return dict(restored["config"])
 
     def wait(self) -> None:
@@ -150,7 +157,7 @@ class Checkpointer:
         Raises:
             InputError: it could not be written.
         """
-        with self._told_in_one_line():
+        with self._told_in_one_line(self._last_saved_step, "written"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -159,7 +166,7 @@ class Checkpointer:
         Raises:
             InputError: it could not be written.
         """
-        with self._told_in_one_line():
+        with self._told_in_one_line(self._last_saved_step, "written"):
             self._manager.close()
 
     def _check_free_space(self, step: int, state: TrainState) -> None:
@@ -172,13 +179,12 @@ class Checkpointer:
             )
 
     @contextmanager
-    def _told_in_one_line(self) -> Iterator[None]:
+    def _told_in_one_line(self, step: int | None, action: str) -> Iterator[None]:
         """Orbax raises what its threads met at any later call, as whichever of these the file system's layer chose."""
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
-            step = self._last_saved_step
-            raise InputError(f"{self._folder}: the checkpoint of step {step} could not be written: {reason}") from error
+            raise InputError(
+                f"{self._folder}: the checkpoint of step {step} could not be {action}: {reason}"
+            ) from error

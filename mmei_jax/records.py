@@ -85,8 +85,8 @@ class Dataset:
 
         Args:
             path: folder with ``manifest.json``.
-            verify: whether every file is also read in full: SHA-256, list offsets, finite values, ranges of labels and
-                items.
+            verify: whether every file is also read in full: SHA-256, list offsets, finite features, ranges of class ids
+                and item indices.
 
         Raises:
             InputError: a file is missing, truncated, corrupt, foreign or of another version; names the file, and the

@@ -127,17 +127,18 @@ class _Run:
                 started = time.perf_counter()
                 batch = next(iterator)
                 # While an update is under way the devices do not wait, whatever the host does.
-                is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]  # jax's stub
+                # (jax's stub of Array lacks is_ready.)
+                is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]
                 wait_seconds = 0.0 if is_busy else time.perf_counter() - started
                 with jax.transfer_guard("disallow"):
                     state, report = train_step(state, batch)
                 step += 1
+                log.add(step, report, wait_seconds)
                 if not in_flight:
                     # The first update compiles: that is not part of any rate, nor of the time left.
                     jax.block_until_ready(report)
                     print(f"first update, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
                     log.restart_clock()
-                log.add(step, report, wait_seconds)
                 in_flight.append(report)
                 if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
                     jax.block_until_ready(in_flight.popleft().loss)

@@ -50,6 +50,7 @@ class TrainingLog:
             self._ids_file = (workdir / "record_ids.jsonl").open("a", encoding="utf-8")
         self._pending: list[tuple[int, StepReport]] = []
         self._wait_seconds = 0.0
+        self._num_untimed_steps = 0
         self._started = time.perf_counter()
         self._total_wait_seconds = self._total_seconds = 0.0
         self._num_timed_steps = 0
@@ -63,6 +64,7 @@ class TrainingLog:
         """Starts a new interval: what was done since the last (compiling, evaluating, saving) is not training."""
         self._started = time.perf_counter()
         self._wait_seconds = 0.0
+        self._num_untimed_steps = len(self._pending)
 
     def flush(self, schedule: optax.Schedule) -> None:
         """Waits for the updates since the last call, checks them, writes and prints their means.
@@ -86,16 +88,18 @@ class TrainingLog:
             self._check(step, report)
         scalars = _means(reports)
         scalars["train/learning_rate"] = float(schedule(steps[-1] - 1))
-        scalars["throughput/records_per_second"] = len(reports) * self._batch_size / seconds
-        scalars["throughput/input_wait_share"] = self._wait_seconds / seconds
-        self._total_wait_seconds += self._wait_seconds
-        self._total_seconds += seconds
-        self._num_timed_steps += len(reports)
+        num_timed_steps = len(reports) - self._num_untimed_steps
+        if num_timed_steps:
+            scalars["throughput/records_per_second"] = num_timed_steps * self._batch_size / seconds
+            scalars["throughput/input_wait_share"] = self._wait_seconds / seconds
+            self._total_wait_seconds += self._wait_seconds
+            self._total_seconds += seconds
+            self._num_timed_steps += num_timed_steps
         self._writer.write_scalars(steps[-1], scalars)
         self._writer.flush()
         if self._ids_file is not None:
             self._ids_file.flush()
-        self._print_progress(steps[-1], scalars, seconds / len(reports))
+        self._print_progress(steps[-1], scalars)
         self.restart_clock()
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
@@ -120,26 +124,28 @@ class TrainingLog:
             self._ids_file.close()
 
     def _check(self, step: int, report: StepReport) -> None:
-        guilty = {task: ~is_finite for task, is_finite in report.is_finite.items() if not is_finite.all()}
+        guilty = {f"{task} loss": ~is_finite for task, is_finite in report.is_finite.items() if not is_finite.all()}
         if not guilty and np.isfinite(report.loss) and np.isfinite(report.gradient_norm):
             return
         task, is_bad = next(iter(guilty.items()), ("gradient", np.ones_like(report.record_index, dtype=bool)))
         ids = self._record_ids(np.asarray(report.record_index)[is_bad])
         named = ", ".join(ids[:_MAX_IDS_NAMED]) + (f" and {len(ids) - _MAX_IDS_NAMED} more" if len(ids) > 10 else "")
         raise NonFiniteLossError(
-            f"step {step}: the {task} loss is not finite for records {named}; the last checkpoint is kept. "
+            f"step {step}: the {task} is not finite for records {named}; the last checkpoint is kept. "
             "Check these records' features, or lower config.optimizer.learning_rate"
         )
 
-    def _print_progress(self, step: int, scalars: dict[str, float], seconds_per_step: float) -> None:
-        left = (self._num_steps - step) * seconds_per_step
-        minutes, seconds = divmod(round(left), 60)
-        print(
+    def _print_progress(self, step: int, scalars: dict[str, float]) -> None:
+        line = (
             f"step {step}/{self._num_steps}  epoch {step * self._batch_size / self._num_records:.2f}"
-            f"  loss {scalars['train/loss']:.4f}  {scalars['throughput/records_per_second']:,.0f} records/s"
-            f"  input wait {scalars['throughput/input_wait_share']:.1%}  left {minutes}:{seconds:02d}",
-            flush=True,
+            f"  loss {scalars['train/loss']:.4f}"
         )
+        if "throughput/records_per_second" in scalars:
+            rate = scalars["throughput/records_per_second"]
+            minutes, seconds = divmod(round((self._num_steps - step) * self._batch_size / rate), 60)
+            wait = scalars["throughput/input_wait_share"]
+            line += f"  {rate:,.0f} records/s  input wait {wait:.1%}  left {minutes}:{seconds:02d}"
+        print(line, flush=True)
 
 
 def _means(reports: list[StepReport]) -> dict[str, float]:

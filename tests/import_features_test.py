@@ -148,6 +148,15 @@ def test_a_folder_of_npy_files_gives_the_same_records(tmp_path: Path) -> None:
     assert found["clip1"]["mood"] is None
 
 
+def test_a_row_of_nan_in_a_multi_label_array_has_no_label(tmp_path: Path) -> None:
+    feelings = np.tile([1.0, 0.0], (NUM_RECORDS, 1))
+    feelings[2] = np.nan
+    flags = [*BY_SPEAKER, "--labels=feelings:multi_label", "--class_names=feelings=glad,sad"]
+    found = read_records(run(write_npz(tmp_path, feelings=feelings), tmp_path / "out", *flags))
+    assert found["clip1"]["feelings"] == [1, 0]
+    assert found["clip2"]["feelings"] is None
+
+
 def test_the_manifest_says_what_made_the_features(tmp_path: Path) -> None:
     names = tmp_path / "classes.txt"
     names.write_text("neutral\njoy\nanger\n")

@@ -193,7 +193,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(data, 
     # After the first epoch the rate is multiplied by 1e30: its checkpoints are sound, then the parameters overflow.
     wild = {"schedule": "step", "step_epochs": (1,), "step_factor": 1e30, "weight_decay": 0.0}
     changes = {f"optimizer__{key}": value for key, value in wild.items()}
-    with pytest.raises(NonFiniteLossError, match=r"step \d+: the \w+ loss is not finite for records \S+") as error:
+    with pytest.raises(NonFiniteLossError, match=r"step \d+: the [\w ]+ is not finite for records \S+") as error:
         train(tiny.config(data, **changes), tmp_path)
     split = Dataset.open(data).split("train")
     named = str(error.value).split("records ")[1].split(";")[0].split(" and ")[0].split(", ")
@@ -247,6 +247,16 @@ def test_evaluation_restores_the_best_checkpoint_and_writes_metrics_and_predicti
     first = (workdir / "eval" / "test.json").read_bytes()
     evaluate_workdir(workdir, "test")
     assert (workdir / "eval" / "test.json").read_bytes() == first
+
+
+def test_damaged_checkpoint_is_told_in_one_line(data, whole_run, tmp_path):
+    workdir = shutil.copytree(whole_run[1], tmp_path / "copy")
+    for path in (workdir / "checkpoints").rglob("model/**/*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"checkpoints: the checkpoint of step \d+ could not be read: ") as error:
+        evaluate_workdir(workdir, "test")
+    assert "\n" not in str(error.value)
 
 
 def test_evaluating_an_empty_workdir_is_refused(tmp_path):

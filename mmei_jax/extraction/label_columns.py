@@ -63,7 +63,9 @@ def read_label(source: FeatureSource, key: str, label: LabelSpec, ids: list[str]
             raise InputError(
                 f"{source.path}: key {key!r} has shape {list(values.shape)}: expected [{len(ids)}, {len(position)}]"
             )
-        return MaskedColumn(values.astype(np.float32))
+        # A row of nothing but NaN has no label; one with some is a mistake, which the writer refuses.
+        is_labelled = ~np.isnan(values).all(axis=1)
+        return MaskedColumn(np.where(is_labelled[:, None], values, 0.0).astype(np.float32), is_labelled)
     is_name = values.dtype.kind in "US" and any(value in position for value in values.tolist())
     if not is_name:
         column = read_numbers(source, key, ids, np.int64)
