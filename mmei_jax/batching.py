@@ -95,4 +95,14 @@ class BatchReader:
 
     def _label(self, name: str, records: Int64[np.ndarray, "records"], size: int) -> Label:
         value, is_labelled = self._split.gather_label(name, records)
+        class_names = self._split.dataset.spec.labels[name].class_names
+        if value.dtype == np.int32:
+            # Shards of other writers reach this without --verify; a foreign class id would be counted as another class.
+            is_foreign = is_labelled & ((value < 0) | (value >= len(class_names)))
+            if is_foreign.any():
+                place = int(np.flatnonzero(is_foreign)[0])
+                raise InputError(
+                    f"{self._split.dataset.path}: record {self._split.ids(records[[place]])[0]!r}: label {name!r} is "
+                    f"{value[place]}: expected 0 to {len(class_names) - 1}"
+                )
         return Label(value=pad_rows(value, size), is_labelled=pad_rows(is_labelled, size))

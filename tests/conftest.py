@@ -16,6 +16,7 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import jax
 import jaxtyping
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mmei_jax"
 
@@ -38,3 +39,15 @@ def _checked_modules() -> list[str]:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory):
+    """For tests of whole runs: runs of one configuration compile once, though each jits functions of its own."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {key: getattr(jax.config, key) for key in keys}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)

@@ -23,7 +23,17 @@ from mmei_jax.batching import BatchReader
 from mmei_jax.config import Config
 from mmei_jax.input_pipeline import BatchSource, RankingStatistics, SequentialOrder, ShuffledOrder
 from mmei_jax.record_order import permute
-from mmei_jax.records import Catalogue, Dataset, DatasetSpec, DatasetWriter, LabelSpec, ModalitySpec, Record, Slate
+from mmei_jax.records import (
+    Catalogue,
+    Dataset,
+    DatasetSpec,
+    DatasetWriter,
+    LabelSpec,
+    ModalitySpec,
+    Record,
+    Slate,
+    Split,
+)
 from mmei_jax.types import Batch, InputError
 
 DIMS = {"vision": 3, "audio": 4, "text": 2}
@@ -233,6 +243,21 @@ class TestBatch:
             assert batch.emotion.value[row] == (emotion or 0)
             assert batch.intent.value[row] == record.labels["intent"]
         assert batch.intent.is_labelled.all()
+
+    def test_class_id_that_the_manifest_lacks_is_refused_by_record(
+        self, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gather = Split.gather_label
+
+        def foreign(self: Split, name: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            values, is_labelled = gather(self, name, indices)
+            return np.where(indices == 7, 99, values).astype(np.int32), is_labelled | (indices == 7)
+
+        monkeypatch.setattr(Split, "gather_label", foreign)
+        source = make_source(dataset, make_config())
+        with pytest.raises(InputError, match=r"label 'emotion' is 99: expected 0 to"):
+            for step in range(len(source)):
+                source[step]
 
     def test_full_row_is_valid_throughout_and_longer_records_are_cut(self, dataset: Dataset) -> None:
         config = make_config(data__max_tokens={"vision": (4,), "audio": (3,), "text": (4,)})

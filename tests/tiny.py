@@ -1,5 +1,7 @@
 """A tiny simulated data set and a tiny configuration on it, for tests of whole runs."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import ml_collections
 from configs import default
 from mmei_jax.config import Config, parse
 from mmei_jax.simulation import aigc_int_dataset
+from mmei_jax.training_log import TrainingLog
 
 NUM_RECORDS = 200
 # 70/15/15 by record.
@@ -50,3 +53,14 @@ def config_dict(data_path: Path | str, **changes: Any) -> ml_collections.ConfigD
 def config(data_path: Path, **changes: Any) -> Config:
     """The same, checked."""
     return parse(config_dict(data_path, **changes).to_dict())
+
+
+class StopAfter(TrainingLog):
+    """Sends this process SIGTERM once update ``step`` is dispatched; 0 never does. Stands in for the training's log."""
+
+    step = 0
+
+    def add(self, step, report, wait_seconds):
+        super().add(step, report, wait_seconds)
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)

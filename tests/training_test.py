@@ -1,9 +1,7 @@
 """A run learns, resumes to the bit, keeps its best checkpoint, and stops where it must, saying why."""
 
 import json
-import os
 import shutil
-import signal
 
 import jax
 import numpy as np
@@ -16,21 +14,11 @@ from mmei_jax.records import Dataset
 from mmei_jax.sharding import make_mesh
 from mmei_jax.state import build_model, placed_variable_shapes
 from mmei_jax.training import train
-from mmei_jax.training_log import NonFiniteLossError, TrainingLog
+from mmei_jax.training_log import NonFiniteLossError
 from mmei_jax.types import InputError
 from tests import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Runs of one configuration compile once: each run jits functions of its own."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {key: getattr(jax.config, key) for key in keys}
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")
@@ -108,25 +96,14 @@ def test_smallest_loss_is_the_best(data, tmp_path, monkeypatch):
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {18, 35}
 
 
-class StopAfter(TrainingLog):
-    """Sends this process SIGTERM once update ``step`` is dispatched."""
-
-    step = 0
-
-    def add(self, step, report, wait_seconds):
-        super().add(step, report, wait_seconds)
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.parametrize("stop_step", [3, 11])
 def test_run_stopped_by_sigterm_resumes_to_the_bit(data, whole_run, tmp_path, monkeypatch, stop_step):
     config = tiny.config(data, train__write_record_ids=True)
-    monkeypatch.setattr(training, "TrainingLog", StopAfter)
-    monkeypatch.setattr(StopAfter, "step", stop_step)
+    monkeypatch.setattr(training, "TrainingLog", tiny.StopAfter)
+    monkeypatch.setattr(tiny.StopAfter, "step", stop_step)
     stopped = train(config, tmp_path)
     assert (stopped.step, stopped.stopped_by) == (stop_step, "SIGTERM")
-    monkeypatch.setattr(StopAfter, "step", 0)
+    monkeypatch.setattr(tiny.StopAfter, "step", 0)
     assert train(config, tmp_path).step == 17
 
     _, whole_dir = whole_run

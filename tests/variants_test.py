@@ -4,8 +4,6 @@ What an evaluation writes is computed a second time, with scikit-learn, from the
 """
 
 import json
-import os
-import signal
 
 import jax
 import numpy as np
@@ -22,7 +20,6 @@ from mmei_jax.records import Dataset
 from mmei_jax.sharding import make_mesh
 from mmei_jax.state import build_model, placed_variable_shapes
 from mmei_jax.training import train
-from mmei_jax.training_log import TrainingLog
 from tests import tiny
 
 NUM_RECORDS = 60
@@ -111,16 +108,7 @@ def expected_labels(label):
     return {name: values[label](value) for name, value in zip(arrays["id"].tolist(), arrays[label], strict=True)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Runs of one configuration compile once: each run jits functions of its own."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {key: getattr(jax.config, key) for key in keys}
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")
@@ -372,21 +360,11 @@ def test_statistics_reach_the_model(run_of):
     assert abs(plain["train/loss"] - standardized["train/loss"]) > 1e-3
 
 
-class StopAfter(TrainingLog):
-    """Sends this process SIGTERM once update ``step`` is dispatched."""
-
-    step = 7
-
-    def add(self, step, report, wait_seconds):
-        super().add(step, report, wait_seconds)
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def test_standardized_run_that_was_stopped_resumes_to_the_bit(config_of, run_of, tmp_path, monkeypatch):
     config = config_of("standardized")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "TrainingLog", StopAfter)
+        patch.setattr(training, "TrainingLog", tiny.StopAfter)
+        patch.setattr(tiny.StopAfter, "step", 7)
         stopped = train(config, tmp_path)
     assert (stopped.step, stopped.stopped_by) == (7, "SIGTERM")
     assert train(config, tmp_path).step == 15
