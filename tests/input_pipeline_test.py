@@ -256,8 +256,7 @@ class TestBatch:
         monkeypatch.setattr(Split, "gather_label", foreign)
         source = make_source(dataset, make_config())
         with pytest.raises(InputError, match=r"label 'emotion' is 99: expected 0 to"):
-            for step in range(len(source)):
-                source[step]
+            [source[step] for step in range(len(source))]
 
     def test_full_row_is_valid_throughout_and_longer_records_are_cut(self, dataset: Dataset) -> None:
         config = make_config(data__max_tokens={"vision": (4,), "audio": (3,), "text": (4,)})
