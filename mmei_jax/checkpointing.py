@@ -7,7 +7,9 @@ asynchronous and become visible by rename; :meth:`Checkpointer.close` waits for 
 """
 
 import logging
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +179,9 @@ class Checkpointer:
             raise InputError(
                 f"{self._folder}: disk full: the checkpoint of step {step} needs {needed:,} bytes, {free:,} are free"
             )
+        # Free space says nothing of quotas and limits: a small reservation meets those that are used up.
+        with self._told_in_one_line(step, "written"), tempfile.TemporaryFile(dir=self._folder) as file:
+            os.posix_fallocate(file.fileno(), 0, _BYTES_BESIDE_ARRAYS)
 
     @contextmanager
     def _told_in_one_line(self, step: int | None, action: str) -> Iterator[None]:
