@@ -1,0 +1,310 @@
+"""Measures two or more sides of a benchmark in processes of their own, in turns, and writes what came out.
+
+A side is a function of this repository that a new process calls with a case: it builds what is measured, and returns
+:class:`Ready`. Only one side works at a time: torch's threads keep spinning after a call and would slow down whatever
+else runs in their process, so no two sides share one. A round measures each side once, in alternating order; a round
+during which other processes kept the machine busy is void and made again. Ratios are medians over rounds of
+``peer seconds / our seconds``: above 1 we are faster.
+"""
+
+import datetime
+import importlib
+import json
+import multiprocessing
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmei_jax.workdir import write_json
+
+OURS = "ours"
+# Share of the machine's processor time that others may take during a round.
+MAX_FOREIGN_SHARE = 0.05
+# Void rounds, in a row, after which the round is kept and counted as disturbed.
+MAX_VOID_ROUNDS = 5
+
+
+class SidesDiffer(RuntimeError):
+    """The sides do not compute the same, so that no ratio of their speeds means anything."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a side gives once it is built and warmed up.
+
+    Attributes:
+        measure: does the work once and returns the seconds that it took.
+        evidence: what every side must agree on (losses, outputs, checksums).
+        settings: what is printed about the side (versions, threads, compiler).
+    """
+
+    measure: Callable[[], float]
+    evidence: Any
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One case, measured.
+
+    Attributes:
+        seconds: by side, one number per round.
+        settings: by side.
+        num_disturbed_rounds: rounds kept although other processes were busy in each attempt.
+    """
+
+    seconds: Mapping[str, Sequence[float]]
+    settings: Mapping[str, Mapping[str, Any]]
+    num_disturbed_rounds: int
+
+    def median_seconds(self, side: str) -> float:
+        """Median over the rounds."""
+        return statistics.median(self.seconds[side])
+
+    def ratio(self, peer: str, ours: str = OURS) -> float:
+        """Median over the rounds of the peer's seconds divided by ours."""
+        return statistics.median(b / a for a, b in zip(self.seconds[ours], self.seconds[peer], strict=True))
+
+    def ratio_range(self, peer: str, ours: str = OURS) -> tuple[float, float]:
+        """Smallest and largest ratio of a round."""
+        ratios = [b / a for a, b in zip(self.seconds[ours], self.seconds[peer], strict=True)]
+        return min(ratios), max(ratios)
+
+
+def measure_sides(
+    sides: Mapping[str, str],
+    case: Any,
+    *,
+    num_rounds: int,
+    agree: Callable[[Any, Any], str],
+    environment: Mapping[str, Mapping[str, str]] | None = None,
+) -> Timing:
+    """Builds every side in a process of its own, checks that they agree, and measures them in turns.
+
+    Args:
+        sides: by name, ``"package.module:function"``, called with ``case`` and returning :class:`Ready`. One is
+            :data:`OURS`.
+        case: what to measure; anything that can be pickled.
+        num_rounds: rounds that count.
+        agree: given our evidence and a peer's, says in one line how they differ; ``""`` where they agree.
+        environment: by side, variables that its process has besides this one's.
+
+    Raises:
+        SidesDiffer: ``agree`` said so; nothing was measured.
+        RuntimeError: a side's process failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = {
+        name: _Worker(name, target, case, context, (environment or {}).get(name, {})) for name, target in sides.items()
+    }
+    try:
+        evidence, settings = {}, {}
+        for name, worker in workers.items():
+            worker.start()
+            evidence[name], settings[name] = worker.receive()
+        for name in sides:
+            difference = "" if name == OURS else agree(evidence[OURS], evidence[name])
+            if difference:
+                raise SidesDiffer(f"{name} and {OURS} differ, so that no ratio is given: {difference}")
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        num_disturbed = 0
+        for index in range(num_rounds):
+            order = list(workers) if index % 2 == 0 else list(workers)[::-1]
+            found, is_disturbed = _one_round(workers, order)
+            num_disturbed += is_disturbed
+            for name, value in found.items():
+                seconds[name].append(value)
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    return Timing(seconds, settings, num_disturbed)
+
+
+def differ_by(ours: Any, theirs: Any, *, relative: float) -> str:
+    """An ``agree`` for arrays: says where they differ by more than ``relative`` times the largest absolute value."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        return f"shape {theirs.shape} against {ours.shape}"
+    allowed = relative * max(float(np.abs(ours).max(initial=0.0)), 1e-30)
+    largest = float(np.abs(ours - theirs).max(initial=0.0))
+    if largest <= allowed:  # not so for NaN
+        return ""
+    return f"largest absolute difference {largest:.3g}, allowed {allowed:.3g}"
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions by package name."""
+    return {name: metadata.version(name) for name in packages}
+
+
+def case_record(name: str, timing: Timing, peer: str, *, goal: float | None, **more: Any) -> dict[str, Any]:
+    """One entry of a benchmark's ``cases``, with the spread of its rounds."""
+    low, high = timing.ratio_range(peer)
+    return {
+        "case": name,
+        "peer": peer,
+        "ratio": round(timing.ratio(peer), 4),
+        "goal": goal,
+        "ratio_range": [round(low, 4), round(high, 4)],
+        "num_rounds": len(timing.seconds[peer]),
+        "num_disturbed_rounds": timing.num_disturbed_rounds,
+        "our_median_seconds": timing.median_seconds(OURS),
+        "peer_median_seconds": timing.median_seconds(peer),
+        "our_settings": dict(timing.settings[OURS]),
+        "peer_settings": dict(timing.settings[peer]),
+        **more,
+    }
+
+
+def print_summary(benchmark: str, cases: Sequence[Mapping[str, Any]], results: str | None, **context: Any) -> None:
+    """Prints a table, writes the results file if one is asked for, and prints one JSON line last.
+
+    Args:
+        benchmark: name of the benchmark's module.
+        cases: entries with ``case``, ``peer``, ``ratio`` and ``goal``, and whatever else belongs to them.
+        results: path of the JSON file, which adds date, command and machine; None writes none.
+        context: further entries of the file, such as ``versions``.
+    """
+    rows = [
+        (str(entry["case"]), str(entry["peer"]), _cell(entry["ratio"]), _cell(entry["goal"]), _verdict(entry))
+        for entry in cases
+    ]
+    header = ("case", "peer", "ratio", "goal", "")
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    for row in (header, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    summary = {"benchmark": benchmark, "cases": list(cases)}
+    if results is not None:
+        about = {
+            "date": datetime.date.today().isoformat(),
+            "command": f"python -m benchmarks.{benchmark} " + shlex.join(sys.argv[1:]),
+            "machine": describe_machine(),
+        }
+        write_json(Path(results), {**about, **context, **summary})
+    print(json.dumps(summary), flush=True)
+
+
+def describe_machine() -> str:
+    """Processor model and number of cores."""
+    models = [line.split(":", 1)[1].strip() for line in _read_lines("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{os.cpu_count()} CPU cores, {models[0] if models else 'processor unknown'}"
+
+
+class _Worker:
+    """One side's process and the line to it."""
+
+    def __init__(self, name: str, target: str, case: Any, context: Any, environment: Mapping[str, str]):
+        self.name = name
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(target, case, theirs, dict(environment)), daemon=False)
+        self._theirs = theirs
+
+    def start(self) -> None:
+        self._process.start()
+        self._theirs.close()
+
+    def receive(self) -> Any:
+        try:
+            return self._connection.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"{self.name}: its process ended with code {self._process.exitcode}") from None
+
+    def measure(self) -> float:
+        self._connection.send("measure")
+        return float(self.receive())
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process and its children have taken so far."""
+        return _cpu_seconds(self._process.pid or 0)
+
+    def stop(self) -> None:
+        if self._process.pid is None:
+            return
+        self._connection.close()
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+def _serve(target: str, case: Any, connection: Connection, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    module, function = target.split(":")
+    ready: Ready = getattr(importlib.import_module(module), function)(case)
+    connection.send((ready.evidence, dict(ready.settings)))
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        connection.send(ready.measure())
+
+
+def _one_round(workers: Mapping[str, _Worker], order: Sequence[str]) -> tuple[dict[str, float], bool]:
+    """Each side's seconds, and whether others were busy all the same."""
+    found: dict[str, float] = {}
+    for _ in range(MAX_VOID_ROUNDS):
+        started, busy = time.perf_counter(), _machine_cpu_seconds()
+        own = sum(worker.cpu_seconds() for worker in workers.values())
+        found = {name: workers[name].measure() for name in order}
+        own = sum(worker.cpu_seconds() for worker in workers.values()) - own
+        foreign = _machine_cpu_seconds() - busy - own
+        available = (time.perf_counter() - started) * (os.cpu_count() or 1)
+        # The system counts in hundredths of a second: shorter rounds cannot be judged more finely.
+        if foreign <= max(MAX_FOREIGN_SHARE * available, 0.05):
+            return found, False
+    return found, True
+
+
+def _machine_cpu_seconds() -> float:
+    """Processor time spent by everybody since the start of the machine, waiting left out."""
+    user, nice, system, _, _, irq, softirq = (int(value) for value in _read_lines("/proc/stat")[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_seconds(process: int) -> float:
+    """Processor time of a process and of all its descendants; 0 for one that is gone."""
+    parents: dict[int, list[int]] = {}
+    ticks: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        lines = _read_lines(f"/proc/{entry}/stat") if entry.isdigit() else []
+        if lines:
+            fields = lines[0].rsplit(")", 1)[1].split()
+            parents.setdefault(int(fields[1]), []).append(int(entry))
+            # Own time, and that of children that have ended.
+            ticks[int(entry)] = sum(int(value) for value in fields[11:15])
+    total, left = 0, [process]
+    while left:
+        current = left.pop()
+        total += ticks.get(current, 0)
+        left.extend(parents.get(current, []))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def _read_lines(path: str) -> list[str]:
+    """Lines of a file of the system; none where it cannot be read (not Linux, or the process has ended)."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    if entry["goal"] is None or entry["ratio"] is None:
+        return ""
+    return "met" if entry["ratio"] >= entry["goal"] else "MISSED"
