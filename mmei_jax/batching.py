@@ -1,4 +1,4 @@
-"""Assembles batches of records in NumPy: padding, length buckets, masks, labels, ranking targets.
+"""Assembles batches of records in NumPy: rows of tokens, masks, labels, ranking targets.
 
 Nothing here touches a device, and every object can be pickled: it runs in reader threads or processes.
 """
@@ -6,10 +6,11 @@ Nothing here touches a device, and every object can be pickled: it runs in reade
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Bool, Int64, Integer
 
 from mmei_jax.config import Config
-from mmei_jax.padding import pad_rows
+from mmei_jax.packing import Layout
+from mmei_jax.padding import spread
 from mmei_jax.ranking_targets import RankingReader, RankingStatistics
 from mmei_jax.records import Split
 from mmei_jax.types import MODALITIES, Batch, InputError, Label, TokenSequence
@@ -23,17 +24,16 @@ class BatchReader:
 
         Args:
             split: where the records are.
-            config: modalities, length buckets and tasks.
+            config: modalities, most tokens of a record, and tasks.
             statistics: of the training split; None when ``config.loss.ranking`` is "none".
 
         Raises:
             InputError: the data set lacks a modality or the catalogue.
         """
         self._split = split
-        self._buckets = {
-            name: getattr(config.data.max_tokens, name) for name in MODALITIES if name in config.data.modalities
+        self._max_tokens = {
+            name: getattr(config.data.max_tokens, name)[-1] for name in MODALITIES if name in config.data.modalities
         }
-        self._num_buckets = len(config.data.max_tokens.vision)
         self._emotion_label = config.loss.emotion_label
         self._has_intent = config.loss.intent != "none"
         self._ranking: RankingReader | None = None
@@ -44,27 +44,13 @@ class BatchReader:
             with_slates = config.loss.ranking == "listnet"
             self._ranking = RankingReader(split, catalogue, statistics, with_slates=with_slates)
 
-    def bucket(self, indices: Integer[np.ndarray, "batch"]) -> int:
-        """The first length bucket into which all records fit in all modalities; the last where none is large enough.
+    def read(self, indices: Integer[np.ndarray, "batch"], layout: Layout) -> Batch:
+        """Reads records to their places.
 
         Args:
-            indices: records of a *global* batch, so that every process finds the same bucket; -1 is filler.
-        """
-        if self._num_buckets == 1:
-            return 0
-        records = indices[indices >= 0]
-        bucket = 0
-        for name, sizes in self._buckets.items():
-            longest = int(self._split.lengths(name)[records].max(initial=0))
-            bucket = max(bucket, int(np.searchsorted(sizes, longest)))
-        return min(bucket, self._num_buckets - 1)
-
-    def read(self, indices: Integer[np.ndarray, "batch"], bucket: int) -> Batch:
-        """Reads records.
-
-        Args:
-            indices: ``[batch]`` positions in the split; -1, at the end only, makes filler.
-            bucket: which of the configured numbers of tokens to pad to, or cut at.
+            indices: ``[rows * layout.records_per_row]`` positions in the split of the records at these places; -1 makes
+                filler. Whole rows, as many as are wanted.
+            layout: records per row and tokens per row; its number of rows is not looked at.
 
         Returns:
             A batch of NumPy arrays. Padding, filler and missing labels hold zeros.
@@ -72,28 +58,40 @@ class BatchReader:
         Raises:
             InputError: a record does not fit the data set's description; names it.
         """
-        size = len(indices)
         is_record: Any = indices >= 0
         record_index: Any = indices.astype(np.int32)
-        records = indices[indices >= 0].astype(np.int64)
-        sequences = {name: self._sequence(name, records, sizes[bucket], size) for name, sizes in self._buckets.items()}
+        records = indices[is_record].astype(np.int64)
+        sequences = {name: self._sequence(name, records, is_record, layout) for name in self._max_tokens}
         return Batch(
             vision=sequences.get("vision"),
             audio=sequences.get("audio"),
             text=sequences.get("text"),
             is_record=is_record,
             record_index=record_index,
-            emotion=self._label(self._emotion_label, records, size),
-            intent=self._label("intent", records, size) if self._has_intent else None,
-            ranking=None if self._ranking is None else self._ranking.read(records, size),
+            emotion=self._label(self._emotion_label, records, is_record),
+            intent=self._label("intent", records, is_record) if self._has_intent else None,
+            ranking=None if self._ranking is None else self._ranking.read(indices),
         )
 
-    def _sequence(self, name: str, records: Int64[np.ndarray, "records"], num_tokens: int, size: int) -> TokenSequence:
-        features, lengths = self._split.gather_tokens(name, records, num_tokens)
-        segment_ids = (np.arange(num_tokens, dtype=np.int32) < lengths[:, None]).astype(np.int32)
-        return TokenSequence(features=pad_rows(features, size), segment_ids=pad_rows(segment_ids, size))
+    def _sequence(
+        self, name: str, records: Int64[np.ndarray, "records"], is_record: Bool[np.ndarray, "batch"], layout: Layout
+    ) -> TokenSequence:
+        """The records' tokens: in each row one record after the other, the padding at its end."""
+        num_tokens, dim = layout.num_tokens[name], self._split.dataset.spec.modalities[name].dim
+        lengths = np.minimum(self._split.lengths(name)[records], min(num_tokens, self._max_tokens[name]))
+        ends = spread(lengths, is_record).reshape(-1, layout.records_per_row).cumsum(axis=1)
+        features: Any = np.zeros((len(ends), num_tokens, dim), np.float32)
+        rows = np.flatnonzero(is_record) // layout.records_per_row
+        stops = ends.reshape(-1)[is_record]
+        places = zip(rows.tolist(), (stops - lengths).tolist(), stops.tolist(), strict=True)
+        self._split.copy_tokens(name, records, [features[row, start:stop] for row, start, stop in places])
+        # A token belongs to the first record of its row that ends behind it; beyond the last one there is padding.
+        position = np.arange(num_tokens)[None, :, None]
+        segment_ids: Any = 1 + np.count_nonzero(ends[:, None, :] <= position, axis=2).astype(np.int32)
+        segment_ids[segment_ids > layout.records_per_row] = 0
+        return TokenSequence(features=features, segment_ids=segment_ids)
 
-    def _label(self, name: str, records: Int64[np.ndarray, "records"], size: int) -> Label:
+    def _label(self, name: str, records: Int64[np.ndarray, "records"], is_record: Bool[np.ndarray, "batch"]) -> Label:
         value, is_labelled = self._split.gather_label(name, records)
         class_names = self._split.dataset.spec.labels[name].class_names
         if value.dtype == np.int32:
@@ -105,4 +103,4 @@ class BatchReader:
                     f"{self._split.dataset.path}: record {self._split.ids(records[[place]])[0]!r}: label {name!r} is "
                     f"{value[place]}: expected 0 to {len(class_names) - 1}"
                 )
-        return Label(value=pad_rows(value, size), is_labelled=pad_rows(is_labelled, size))
+        return Label(value=spread(value, is_record), is_labelled=spread(is_labelled, is_record))

@@ -24,6 +24,24 @@ class MaxTokens:
 
 
 @dataclass(frozen=True)
+class TokensPerRow:
+    """Token places of one packed row, per modality."""
+
+    vision: int
+    audio: int
+    text: int
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """Whether, and into which shapes, several records are packed into one row of tokens."""
+
+    records_per_row: int
+    num_rows: tuple[int, ...]
+    tokens_per_row: TokensPerRow
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and in which batches."""
 
@@ -33,6 +51,7 @@ class DataConfig:
     test_splits: tuple[str, ...]
     modalities: tuple[str, ...]
     max_tokens: MaxTokens
+    packing: PackingConfig
     standardize: bool
     batch_size: int
     evaluation_batch_size: int
@@ -234,6 +253,29 @@ def _check_data(data: DataConfig) -> None:
     _require(not shared, "data.*_splits", shared, "splits that are used once: training data must not be tested on")
     for key in ("batch_size", "evaluation_batch_size", "num_reader_threads", "num_prefetch_batches"):
         _require(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
+    _check_packing(data)
+
+
+def _check_packing(data: DataConfig) -> None:
+    key, packing = "data.packing", data.packing
+    records, num_rows = packing.records_per_row, packing.num_rows
+    _require(records >= 1, f"{key}.records_per_row", records, "at least 1")
+    if records == 1:
+        _require(not num_rows, f"{key}.num_rows", num_rows, f"() when {key}.records_per_row is 1: nothing is packed")
+        return
+    is_rising = bool(num_rows) and num_rows[0] > 0 and list(num_rows) == sorted(set(num_rows))
+    _require(is_rising, f"{key}.num_rows", num_rows, f"rising numbers of rows when {key}.records_per_row is above 1")
+    places = num_rows[0] * records
+    _require(
+        places >= data.batch_size,
+        f"{key}.num_rows",
+        num_rows,
+        f"rows that hold data.batch_size ({data.batch_size}) records; {num_rows[0]} x {records} is {places}",
+    )
+    for name in data.modalities:
+        longest, tokens = getattr(data.max_tokens, name)[-1], getattr(packing.tokens_per_row, name)
+        accepted = f"at least data.max_tokens.{name}[-1] ({longest}), so that every record fits into a row"
+        _require(tokens >= longest, f"{key}.tokens_per_row.{name}", tokens, accepted)
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -305,6 +347,12 @@ def _check_train(config: Config) -> None:
         "train.gradient_accumulation_steps",
         train.gradient_accumulation_steps,
         f"a divisor of data.batch_size ({config.data.batch_size})",
+    )
+    _require(
+        train.gradient_accumulation_steps == 1 or config.data.packing.records_per_row == 1,
+        "train.gradient_accumulation_steps",
+        train.gradient_accumulation_steps,
+        "1 when data.packing.records_per_row is above 1: packed rows cannot be dealt into micro-batches",
     )
     _require(
         config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", config.mesh.data, "-1 or a number of devices"

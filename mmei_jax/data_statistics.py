@@ -1,12 +1,15 @@
-"""What is measured on a whole split before training: feature means and scales, and how much the token limits cut."""
+"""What is measured before training: feature means and scales, what the token limits cut, how full the batches are."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
 from mmei_jax.config import Config
+from mmei_jax.packing import Arranger
+from mmei_jax.record_order import ShuffledOrder
 from mmei_jax.records import Split
 from mmei_jax.types import MODALITIES, InputError
 
@@ -15,6 +18,8 @@ _BYTES_PER_CHUNK = 16 * 2**20
 # A feature whose deviation is below this share of its root mean square is constant: what is left is rounding of the
 # stored float32 or float16 values.
 _CONSTANT_SHARE = 1e-6
+# Batches in which tokens are counted: enough to tell layouts apart, few enough not to delay the first update.
+_BATCHES_COUNTED = 100
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,48 @@ def truncation_lines(split: Split, config: Config) -> list[str]:
         for name, cut in truncation_report(split, config).items()
         if cut.num_truncated_records
     ]
+
+
+@dataclass(frozen=True)
+class TokenUse:
+    """How much of a run's first batches is tokens; the rest is padding, computed for nothing.
+
+    Attributes:
+        num_tokens: tokens of the batches' records, cut at ``config.data.max_tokens``.
+        num_places: token places of the batches' rows.
+        num_batches: by layout, in words, the batches that took it, the most frequent first.
+    """
+
+    num_tokens: int
+    num_places: int
+    num_batches: Mapping[str, int]
+
+
+def token_use(split: Split, config: Config) -> TokenUse:
+    """Counts tokens and places in the first training batches of a split, a hundred at most; no features are read."""
+    size = config.data.batch_size
+    num_batches = min(_BATCHES_COUNTED, -(-split.num_records // size))
+    order = ShuffledOrder(num_records=split.num_records, batch_size=size, num_batches=num_batches, seed=config.seed)
+    arranger = Arranger(split, config.data, size)
+    num_tokens = num_places = 0
+    layouts: Counter[str] = Counter()
+    for step in range(num_batches):
+        layout, _ = arranger.arrange(order[step])
+        num_tokens += int(arranger.lengths(order[step]).sum())
+        num_places += layout.num_rows * sum(layout.num_tokens.values())
+        layouts[str(layout)] += 1
+    return TokenUse(num_tokens, num_places, dict(layouts.most_common()))
+
+
+def token_use_line(split: Split, config: Config) -> str:
+    """What share of the token places is used, and which layouts are, in words."""
+    use = token_use(split, config)
+    names = [name for name in MODALITIES if name in config.data.modalities]
+    layouts = "; ".join(f"{layout}: {count}" for layout, count in use.num_batches.items())
+    return (
+        f"{use.num_tokens / max(1, use.num_places):.0%} of the token places are used, the rest is padding "
+        f"(first {sum(use.num_batches.values())} batches, by rows x ({' + '.join(names)}): {layouts})"
+    )
 
 
 def feature_statistics(

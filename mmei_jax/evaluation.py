@@ -92,10 +92,13 @@ class Evaluator:
         return ["loss", *compute_all(part)]
 
     def predict(self, variables: Variables, splits: tuple[str, ...]) -> Iterator[Predictions]:
-        """Predictions batch by batch, on the host, in the order of the split; filler is still in."""
+        """Predictions batch by batch, on the host, in the order of the split; filler is still in, at the end."""
         embedding = self._catalogue_embedding(variables)
         with closing(self._batches(splits)) as batches:
-            yield from _fetch_late(self._predict(variables, batch, embedding) for batch in batches)
+            for part in _fetch_late(self._predict(variables, batch, embedding) for batch in batches):
+                # Packed rows hold a batch's records in another order. As an unsigned number, filler's -1 comes last.
+                order = np.argsort(part.record_index.astype(np.uint32), kind="stable")
+                yield jax.tree.map(lambda leaf, order=order: leaf[order], part)
 
     def _batches(self, splits: tuple[str, ...]) -> grain.DatasetIterator[Batch]:
         return input_pipeline.evaluation_batches(

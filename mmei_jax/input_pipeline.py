@@ -1,14 +1,17 @@
-"""From records on disk to batches on devices: order, reading, padding, placement, prefetch; all of it resumable.
+"""From records on disk to batches on devices: order, places, reading, placement, prefetch; all of it resumable.
 
 A Grain pipeline whose source has *batches* as elements, so that one call gathers a whole batch from the memory maps:
 
     record order -> BatchSource (reader threads) -> PlaceOnDevices -> prefetched batches on the devices
 
 The order of training records is a function of (seed, epoch) alone. Every process computes the order of the whole global
-batch and reads its own rows, so the global batch does not depend on how many processes there are. An iterator's state
+batch and which record goes to which row, and reads its own rows, so the global batch does not depend on how many
+processes there are. An iterator's state
 is the number of batches handed out, whatever was prefetched; Orbax saves it with
 ``grain.checkpoint.CheckpointSave(iterator)``.
 """
+
+from collections.abc import Mapping
 
 import grain
 import jax
@@ -19,7 +22,14 @@ from jaxtyping import Int64
 
 from mmei_jax.batching import BatchReader
 from mmei_jax.config import Config
-from mmei_jax.data_statistics import Truncation, feature_statistics, truncation_lines, truncation_report
+from mmei_jax.data_statistics import (
+    Truncation,
+    feature_statistics,
+    token_use_line,
+    truncation_lines,
+    truncation_report,
+)
+from mmei_jax.packing import Arranger
 from mmei_jax.ranking_targets import RankingStatistics, positive_counts
 from mmei_jax.record_order import RecordOrder, SequentialOrder, ShuffledOrder
 from mmei_jax.records import Dataset, Split
@@ -39,6 +49,7 @@ __all__ = [
     "positive_counts",
     "process_rows",
     "ranking_statistics",
+    "token_use_line",
     "train_iterator",
     "truncation_lines",
     "truncation_report",
@@ -53,15 +64,23 @@ _RECORDS_PER_CHUNK = 65_536
 class BatchSource:
     """Random access to batches: the Grain source. Reads this process's rows of each global batch."""
 
-    def __init__(self, order: RecordOrder, reader: BatchReader, rows: Int64[np.ndarray, "rows"]) -> None:
+    def __init__(
+        self,
+        order: RecordOrder,
+        arranger: Arranger,
+        reader: BatchReader,
+        rows: Mapping[int, Int64[np.ndarray, "rows"]],
+    ) -> None:
         """Prepares.
 
         Args:
             order: records of each global batch.
+            arranger: finds their places.
             reader: reads them.
-            rows: rows of the global batch that this process places, in rising order.
+            rows: by a layout's number of rows, those of the global batch that this process places, in rising order.
         """
         self._order = order
+        self._arranger = arranger
         self._reader = reader
         self._rows = rows
 
@@ -70,9 +89,10 @@ class BatchSource:
         return len(self._order)
 
     def __getitem__(self, step: int) -> Batch:
-        """This process's rows of batch ``step``, as NumPy arrays; padded alike in all processes."""
-        indices = self._order[step]
-        return self._reader.read(indices[self._rows], self._reader.bucket(indices))
+        """This process's rows of batch ``step``, as NumPy arrays; of one layout in all processes."""
+        layout, places = self._arranger.arrange(self._order[step])
+        ours = places.reshape(layout.num_rows, layout.records_per_row)[self._rows[layout.num_rows]]
+        return self._reader.read(ours.reshape(-1), layout)
 
     def __repr__(self) -> str:
         """Short: Grain prints its sources."""
@@ -82,19 +102,20 @@ class BatchSource:
 class PlaceOnDevices(grain.transforms.Map):
     """Makes global arrays of every process's rows."""
 
-    def __init__(self, sharding: NamedSharding, batch_size: int) -> None:
-        """Prepares to place global batches of ``batch_size`` records as ``sharding`` says."""
+    def __init__(self, sharding: NamedSharding) -> None:
+        """Prepares to place batches as ``sharding`` says, which splits the leading axis of every array."""
         self._sharding = sharding
-        self._batch_size = batch_size
+        num_shards = _num_shards(sharding)
+        self._num_shards, self._num_own_shards = num_shards, len(process_rows(sharding, num_shards))
 
     def map(self, element: Batch) -> Batch:
-        """The same batch as ``jax.Array``s whose leading axis is the global batch."""
+        """The same batch as ``jax.Array``s whose leading axes are those of the global batch."""
         shapes = jax.tree.map(self._global_shape, element)
         placed: Batch = jax.make_array_from_process_local_data(self._sharding, element, shapes)
         return placed
 
     def _global_shape(self, array: np.ndarray) -> tuple[int, ...]:
-        return (self._batch_size, *array.shape[1:])
+        return (len(array) * self._num_shards // self._num_own_shards, *array.shape[1:])
 
 
 def train_iterator(
@@ -220,22 +241,30 @@ def check(dataset: Dataset, config: Config) -> None:
         ranking_statistics(dataset, config)
 
 
-def process_rows(sharding: NamedSharding, batch_size: int) -> Int64[np.ndarray, "rows"]:
+def process_rows(
+    sharding: NamedSharding, num_rows: int, key: str = "config.data.batch_size"
+) -> Int64[np.ndarray, "rows"]:
     """Rows of a global batch that this process's devices hold, in rising order.
 
     Args:
         sharding: splits the leading axis.
-        batch_size: rows of the global batch.
+        num_rows: of the global batch.
+        key: which configuration key says so, for the error.
 
     Raises:
         InputError: the devices cannot share the rows equally.
     """
-    num_shards = sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
-    if batch_size % num_shards:
-        raise InputError(f"config.data.batch_size = {batch_size}: expected a multiple of the {num_shards} devices")
-    slices = sharding.addressable_devices_indices_map((batch_size,)).values()
-    pieces = [np.arange(batch_size, dtype=np.int64)[index] for index in slices if index is not None]
+    num_shards = _num_shards(sharding)
+    if num_rows % num_shards:
+        raise InputError(f"{key} = {num_rows}: expected a multiple of the {num_shards} devices")
+    slices = sharding.addressable_devices_indices_map((num_rows,)).values()
+    pieces = [np.arange(num_rows, dtype=np.int64)[index] for index in slices if index is not None]
     return np.unique(np.concatenate(pieces))
+
+
+def _num_shards(sharding: NamedSharding) -> int:
+    """Into how many parts the leading axis is split."""
+    return sharding.num_devices // sharding.shard_shape((sharding.num_devices,))[0]
 
 
 def _iterate(
@@ -247,15 +276,23 @@ def _iterate(
     statistics: RankingStatistics | None,
 ) -> grain.DatasetIterator[Batch]:
     """Builds the pipeline: reads in threads, places in another one, ahead of the caller."""
-    rows = process_rows(sharding, batch_size)
+    arranger = Arranger(split, config.data, batch_size, _num_shards(sharding))
+    rows = {
+        layout.num_rows: process_rows(
+            sharding,
+            layout.num_rows,
+            "config.data.packing.num_rows" if layout.records_per_row > 1 else "config.data.batch_size",
+        )
+        for layout in arranger.layouts
+    }
     if statistics is None:
         statistics = ranking_statistics(split.dataset, config)
-    source = BatchSource(order, BatchReader(split, config, statistics), rows)
+    source = BatchSource(order, arranger, BatchReader(split, config, statistics), rows)
     num_threads = config.data.num_reader_threads
     batches = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
     )
-    placed = batches.map(PlaceOnDevices(sharding, batch_size))
+    placed = batches.map(PlaceOnDevices(sharding))
     iterator: grain.DatasetIterator[Batch] = iter(
         ThreadPrefetchIterDataset(placed, prefetch_buffer_size=config.data.num_prefetch_batches)
     )

@@ -1,24 +1,30 @@
-"""Completes the leading axis of host arrays with filler, so that every batch has the same number of rows."""
+"""Spreads values of records over the places of a batch; filler takes the places that no record has."""
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 
-def pad_rows(array: Shaped[np.ndarray, "records ..."], size: int, fill: int | float = 0) -> Any:
-    """``array`` with rows of ``fill`` after its own, ``size`` in all; the array itself if it has them already.
+def spread(
+    values: Shaped[np.ndarray, "records ..."], is_record: Bool[np.ndarray, "batch"], fill: int | float = 0
+) -> Any:
+    """The values of records at the places of a batch that hold records, in order; ``fill`` everywhere else.
 
     Args:
-        array: at most ``size`` rows.
-        size: rows of the result.
-        fill: what the added rows hold.
+        values: one entry for each record.
+        is_record: as many True as there are records.
+        fill: what the other places hold.
 
     Returns:
-        ``[size, ...]`` array of the same type.
+        ``[batch, ...]`` array of the values' type; the values themselves if every place holds a record.
+
+    Example:
+        >>> spread(np.array([7, 8]), np.array([True, False, True]), fill=-1)
+        array([ 7, -1,  8])
     """
-    if len(array) == size:
-        return array
-    padded = np.full((size, *array.shape[1:]), fill, array.dtype)
-    padded[: len(array)] = array
-    return padded
+    if len(values) == len(is_record):
+        return values
+    placed = np.full((len(is_record), *values.shape[1:]), fill, values.dtype)
+    placed[is_record] = values
+    return placed

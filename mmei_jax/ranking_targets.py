@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64, Integer
 
-from mmei_jax.padding import pad_rows
+from mmei_jax.padding import spread
 from mmei_jax.records import Catalogue, Split
 from mmei_jax.types import InputError, Items, RankingTargets, Slate
 
@@ -108,19 +108,20 @@ class RankingReader:
         self._slate_width = _longest(split, "slate_item_index")
         self._relevant_width = _longest(split, "relevant_items") if split.dataset.spec.has_relevant_items else 0
 
-    def read(self, indices: Integer[np.ndarray, "records"], size: int) -> RankingTargets:
+    def read(self, indices: Integer[np.ndarray, "batch"]) -> RankingTargets:
         """Targets of a batch, on the host; relevant items and slates are as wide as the split's longest.
 
         Args:
-            indices: positions of records in the split.
-            size: rows of the batch; those after the records are filler.
+            indices: positions of records in the split, -1 for filler.
 
         Raises:
             InputError: a slate or a list of relevant items names an item that the catalogue lacks; names the record.
         """
-        gathered = _gather_slates(self._split, indices, self._slate_width, len(self._kind))
+        is_record = indices >= 0
+        records = indices[is_record]
+        gathered = _gather_slates(self._split, records, self._slate_width, len(self._kind))
         items, satisfaction, dwell_seconds = (
-            pad_rows(column, size, fill) for column, fill in zip(gathered, (-1, 0.0, 0.0), strict=True)
+            spread(column, is_record, fill) for column, fill in zip(gathered, (-1, 0.0, 0.0), strict=True)
         )
         is_shown = items >= 0
         position = best_position(satisfaction, dwell_seconds, is_shown)
@@ -136,7 +137,7 @@ class RankingReader:
             positive_index=positive,
             has_positive=positive >= 0,
             log_sampling_probability=log_probability,
-            relevant_index=pad_rows(self._relevant(indices), size, -1),
+            relevant_index=spread(self._relevant(records), is_record, -1),
             slate=slate,
         )
 

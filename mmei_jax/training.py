@@ -265,6 +265,7 @@ class _Run:
         )
         for line in input_pipeline.truncation_lines(self.split, self.config):
             print(line, flush=True)
+        print(input_pipeline.token_use_line(self.split, self.config), flush=True)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

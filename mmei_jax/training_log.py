@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jaxtyping import Int
 
 from mmei_jax.metric_writer import MetricWriter, keep_lines_through
 from mmei_jax.types import MODALITIES, InputError, StepReport
@@ -83,7 +84,7 @@ class TrainingLog:
         seconds = time.perf_counter() - self._started
         for step, report in zip(steps, reports, strict=True):
             if self._ids_file is not None:
-                ids = self._record_ids(np.asarray(report.record_index))
+                ids = self._ids(np.asarray(report.record_index))
                 self._ids_file.write(json.dumps({"step": step, "ids": ids}) + "\n")
             self._check(step, report)
         scalars = _means(reports)
@@ -128,12 +129,16 @@ class TrainingLog:
         if not guilty and np.isfinite(report.loss) and np.isfinite(report.gradient_norm):
             return
         task, is_bad = next(iter(guilty.items()), ("gradient", np.ones_like(report.record_index, dtype=bool)))
-        ids = self._record_ids(np.asarray(report.record_index)[is_bad])
+        ids = self._ids(np.asarray(report.record_index)[is_bad])
         named = ", ".join(ids[:_MAX_IDS_NAMED]) + (f" and {len(ids) - _MAX_IDS_NAMED} more" if len(ids) > 10 else "")
         raise NonFiniteLossError(
             f"step {step}: the {task} is not finite for records {named}; the last checkpoint is kept. "
             "Check these records' features, or lower config.optimizer.learning_rate"
         )
+
+    def _ids(self, record_index: Int[np.ndarray, "batch"]) -> list[str]:
+        """Ids of the records among these places of a batch; packed rows have places without one."""
+        return self._record_ids(record_index[record_index >= 0])
 
     def _print_progress(self, step: int, scalars: dict[str, float]) -> None:
         line = (

@@ -117,7 +117,8 @@ class Batch:
 
     Attributes:
         vision, audio, text: token sequences; all have the same number of rows.
-        is_record: ``[batch]`` bool. False for filler that completes the last batch of an evaluation.
+        is_record: ``[batch]`` bool. False for filler: what completes the last batch of an evaluation, and places of
+            packed rows that no record takes.
         record_index: ``[batch]`` int32 position in the split, -1 for filler.
         emotion, intent: targets.
         ranking: targets of the recommender.

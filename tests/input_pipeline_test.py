@@ -22,6 +22,7 @@ from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader
 from mmei_jax.config import Config
 from mmei_jax.input_pipeline import BatchSource, RankingStatistics, SequentialOrder, ShuffledOrder
+from mmei_jax.packing import Arranger, padded_layouts
 from mmei_jax.record_order import permute
 from mmei_jax.records import (
     Catalogue,
@@ -153,7 +154,15 @@ def make_source(dataset: Dataset, config: Config, rows: np.ndarray | None = None
     statistics = input_pipeline.ranking_statistics(dataset, config)
     size = config.data.batch_size
     order = ShuffledOrder(num_records=split.num_records, batch_size=size, num_batches=num_batches, seed=config.seed)
-    return BatchSource(order, BatchReader(split, config, statistics), np.arange(size) if rows is None else rows)
+    arranger = Arranger(split, config.data, size)
+    shares = {layout.num_rows: np.arange(layout.num_rows) if rows is None else rows for layout in arranger.layouts}
+    return BatchSource(order, arranger, BatchReader(split, config, statistics), shares)
+
+
+def read_padded(dataset: Dataset, config: Config, indices: list[int]) -> Batch:
+    """These training records, one a row."""
+    reader = BatchReader(dataset.split("train"), config, input_pipeline.ranking_statistics(dataset, config))
+    return reader.read(np.asarray(indices), padded_layouts(config.data, len(indices))[-1])
 
 
 def assert_batches_equal(first: Batch, second: Batch) -> None:
@@ -260,8 +269,7 @@ class TestBatch:
 
     def test_full_row_is_valid_throughout_and_longer_records_are_cut(self, dataset: Dataset) -> None:
         config = make_config(data__max_tokens={"vision": (4,), "audio": (3,), "text": (4,)})
-        reader = BatchReader(dataset.split("train"), config, input_pipeline.ranking_statistics(dataset, config))
-        batch = reader.read(np.array([3, 5, 0]), 0)  # 4, 6 and 1 tokens of vision
+        batch = read_padded(dataset, config, [3, 5, 0])  # 4, 6 and 1 tokens of vision
         np.testing.assert_array_equal(batch.vision.segment_ids.sum(axis=1), [4, 4, 1])
         np.testing.assert_array_equal(batch.vision.features[1], make_record(5).features["vision"][:4])
 
@@ -300,17 +308,18 @@ class TestBatch:
     def test_smallest_bucket_into_which_all_records_and_modalities_fit(
         self, dataset: Dataset, indices: list[int], bucket: int
     ) -> None:
-        config = make_config(
-            data__max_tokens={"vision": (2, 4, 5), "audio": (2, 3, 4), "text": (2, 4, 5)}, loss__ranking="none"
-        )
-        reader = BatchReader(dataset.split("train"), config, None)
-        assert reader.bucket(np.asarray(indices, np.int64)) == bucket
+        buckets = {"vision": (2, 4, 5), "audio": (2, 3, 4), "text": (2, 4, 5)}
+        arranger = Arranger(dataset.split("train"), make_config(data__max_tokens=buckets).data, 3)
+        layout, places = arranger.arrange(np.asarray(indices, np.int64))
+        assert layout == arranger.layouts[bucket]
+        assert layout.num_tokens == {name: sizes[bucket] for name, sizes in buckets.items()}
+        assert places.tolist() == indices
 
     def test_record_beyond_the_last_bucket_takes_the_last(self, dataset: Dataset) -> None:
-        config = make_config(data__max_tokens={"vision": (2, 4), "audio": (2, 3), "text": (2, 4)}, loss__ranking="none")
-        reader = BatchReader(dataset.split("train"), config, None)
-        assert reader.bucket(np.array([5])) == 1
-        assert reader.read(np.array([5]), 1).vision.segment_ids.shape == (1, 4)
+        config = make_config(data__max_tokens={"vision": (2, 4), "audio": (2, 3), "text": (2, 4)})
+        layout, _ = Arranger(dataset.split("train"), config.data, 1).arrange(np.array([5]))
+        assert layout.num_tokens == {"vision": 4, "audio": 3, "text": 4}
+        assert read_padded(dataset, config, [5]).vision.segment_ids.shape == (1, 4)
 
     @pytest.mark.parametrize("num_processes", [2, 4])
     def test_global_batch_does_not_depend_on_the_number_of_processes(
@@ -336,8 +345,7 @@ class TestBatch:
 class TestRanking:
     def test_positive_is_the_best_received_item_of_the_slate(self, dataset: Dataset) -> None:
         config = make_config()
-        reader = BatchReader(dataset.split("train"), config, input_pipeline.ranking_statistics(dataset, config))
-        ranking = reader.read(np.arange(5), 0).ranking
+        ranking = read_padded(dataset, config, [0, 1, 2, 3, 4]).ranking
         expected = np.array([positive for _, positive in SLATES])
         np.testing.assert_array_equal(ranking.positive_index, expected)
         np.testing.assert_array_equal(ranking.has_positive, expected >= 0)
@@ -363,8 +371,7 @@ class TestRanking:
 
     def test_listwise_loss_gets_whole_slates(self, dataset: Dataset) -> None:
         config = make_config(loss__ranking="listnet")
-        reader = BatchReader(dataset.split("train"), config, input_pipeline.ranking_statistics(dataset, config))
-        slate = reader.read(np.array([1, 3, 4, -1]), 0).ranking.slate
+        slate = read_padded(dataset, config, [1, 3, 4, -1]).ranking.slate
         np.testing.assert_array_equal(slate.item_index, [[3, 1, -1], [-1] * 3, [3, 0, -1], [-1] * 3])
         np.testing.assert_array_equal(slate.is_shown, slate.item_index >= 0)
         np.testing.assert_array_equal(slate.feedback, [[4, 4, 0], [0] * 3, [-2, -1, 0], [0] * 3])
