@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Integer
 
 from mmei_jax.config import Config
 from mmei_jax.packing import Arranger
@@ -110,6 +110,15 @@ def token_use_line(split: Split, config: Config) -> str:
         f"{use.num_tokens / max(1, use.num_places):.0%} of the token places are used, the rest is padding "
         f"(first {sum(use.num_batches.values())} batches, by rows x ({' + '.join(names)}): {layouts})"
     )
+
+
+def is_not_finite(split: Split, config: Config, records: Integer[np.ndarray, "records"]) -> Bool[np.ndarray, "records"]:
+    """Which of these records hold features that are not finite, in the modalities and tokens that a run reads."""
+    is_bad = np.zeros(len(records), bool)
+    for name in config.data.modalities:
+        features, _ = split.gather_tokens(name, records, getattr(config.data.max_tokens, name)[-1])
+        is_bad |= ~np.isfinite(features).all(axis=(1, 2))
+    return is_bad
 
 
 def feature_statistics(

@@ -25,6 +25,7 @@ from mmei_jax.config import Config
 from mmei_jax.data_statistics import (
     Truncation,
     feature_statistics,
+    is_not_finite,
     token_use_line,
     truncation_lines,
     truncation_report,
@@ -45,6 +46,7 @@ __all__ = [
     "check",
     "evaluation_batches",
     "feature_statistics",
+    "is_not_finite",
     "num_steps",
     "positive_counts",
     "process_rows",

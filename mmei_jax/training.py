@@ -4,6 +4,7 @@ Order after an update: log -> evaluate -> save. A save carries the metrics of it
 so evaluation comes before it. The last save follows the last update.
 """
 
+import functools
 import math
 import time
 from collections import deque
@@ -195,6 +196,7 @@ class _Run:
         return TrainingLog(
             self.workdir,
             self.split.ids,
+            functools.partial(input_pipeline.is_not_finite, self.split, self.config),
             num_steps=self.num_steps,
             batch_size=self.config.data.batch_size,
             num_records=self.split.num_records,

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from jaxtyping import Int
 
 from mmei_jax.metric_writer import MetricWriter, keep_lines_through
 from mmei_jax.types import MODALITIES, InputError, StepReport
@@ -26,6 +25,7 @@ class TrainingLog:
     Args:
         workdir: where ``metrics.jsonl``, ``tensorboard/`` and ``record_ids.jsonl`` go.
         record_ids: gives the ids of records from their positions in the training split.
+        is_not_finite: says of records, given likewise, which hold features that are not finite.
         num_steps, batch_size, num_records: of the run, the update and the training split.
         writes_record_ids: whether the ids of every update's records are written.
         resumed_step: completed updates when the run (re)starts.
@@ -35,6 +35,7 @@ class TrainingLog:
         self,
         workdir: Path,
         record_ids: Callable[[np.ndarray], list[str]],
+        is_not_finite: Callable[[np.ndarray], np.ndarray],
         *,
         num_steps: int,
         batch_size: int,
@@ -43,7 +44,7 @@ class TrainingLog:
         resumed_step: int,
     ):
         self._writer = MetricWriter(workdir, resumed_step=resumed_step)
-        self._record_ids = record_ids
+        self._record_ids, self._is_not_finite = record_ids, is_not_finite
         self._num_steps, self._batch_size, self._num_records = num_steps, batch_size, num_records
         self._ids_file = None
         if writes_record_ids:
@@ -84,7 +85,9 @@ class TrainingLog:
         seconds = time.perf_counter() - self._started
         for step, report in zip(steps, reports, strict=True):
             if self._ids_file is not None:
-                ids = self._ids(np.asarray(report.record_index))
+                # Packed rows have places without a record.
+                index = np.asarray(report.record_index)
+                ids = self._record_ids(index[index >= 0])
                 self._ids_file.write(json.dumps({"step": step, "ids": ids}) + "\n")
             self._check(step, report)
         scalars = _means(reports)
@@ -129,16 +132,16 @@ class TrainingLog:
         if not guilty and np.isfinite(report.loss) and np.isfinite(report.gradient_norm):
             return
         task, is_bad = next(iter(guilty.items()), ("gradient", np.ones_like(report.record_index, dtype=bool)))
-        ids = self._ids(np.asarray(report.record_index)[is_bad])
+        index = np.asarray(report.record_index)
+        records = index[is_bad & (index >= 0)]
+        # One such record spoils those that share its row, and every gradient.
+        is_cause = self._is_not_finite(records)
+        ids = self._record_ids(records[is_cause] if is_cause.any() else records)
         named = ", ".join(ids[:_MAX_IDS_NAMED]) + (f" and {len(ids) - _MAX_IDS_NAMED} more" if len(ids) > 10 else "")
         raise NonFiniteLossError(
             f"step {step}: the {task} is not finite for records {named}; the last checkpoint is kept. "
             "Check these records' features, or lower config.optimizer.learning_rate"
         )
-
-    def _ids(self, record_index: Int[np.ndarray, "batch"]) -> list[str]:
-        """Ids of the records among these places of a batch; packed rows have places without one."""
-        return self._record_ids(record_index[record_index >= 0])
 
     def _print_progress(self, step: int, scalars: dict[str, float]) -> None:
         line = (
