@@ -10,7 +10,6 @@ Command: ``python -m mmei_jax.records PATH [--verify]`` prints what a data set h
 :mod:`mmei_jax.record_writer`, the columns are in :mod:`mmei_jax.record_schema`; both are reached through this module.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -378,9 +377,9 @@ def _describe(dataset: Dataset) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what a data set holds; gives the exit status: 0, or 2 after one line on what is wrong."""
-    from mmei_jax.command import report_errors
+    from mmei_jax.command import CommandParser, report_errors
 
-    parser = argparse.ArgumentParser(prog="python -m mmei_jax.records", description="Show and check a data set.")
+    parser = CommandParser(prog="python -m mmei_jax.records", description="Show and check a data set.")
     parser.add_argument("path", help="folder with manifest.json")
     parser.add_argument("--verify", action="store_true", help="also read every file in full and compare its SHA-256")
     options = parser.parse_args(arguments)

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+import pytrec_eval
+from sklearn import metrics
 
 from mmei_jax.simulation import (
     aigc_int,
@@ -118,7 +120,6 @@ def test_posterior_is_calibrated_on_a_million_records() -> None:
 
 
 def test_figures_equal_scikit_learn() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(6), 300)
     # Class 5 is neither true nor predicted, class 4 is predicted but never true.
@@ -141,7 +142,6 @@ def test_figures_equal_scikit_learn() -> None:
 
 
 def test_ranking_figures_equal_pytrec_eval() -> None:
-    pytrec_eval = pytest.importorskip("pytrec_eval")
     generator = np.random.default_rng(0)
     scores = generator.standard_normal((30, 200))
     relevant = np.stack([generator.permutation(200)[:20] for _ in range(30)])
