@@ -66,7 +66,7 @@ REFUSED = [
     ({"train__best_metric": "test/emotion/accuracy"}, r"must not be selected on test data"),
     ({"train__gradient_accumulation_steps": 3}, r"a divisor of data\.batch_size \(32\)"),
     ({"mesh__data": 0}, r"config\.mesh\.data = 0"),
-    ({"seed": -1}, r"config\.seed = -1: expected a non-negative integer"),
+    ({"seed": -1}, r"config\.seed = -1: expected an integer in \[0, 2\*\*32\)"),
 ]
 
 
