@@ -71,7 +71,8 @@ SENTENCES = {
     "manners": f"**Manner** k with P = ({listed(aigc_int.MANNER_PRIOR)})",
     "absence": f"absent with probability {by_modality(aigc_int.ABSENCE_RATE)}",
     "lengths": f"Poisson with mean {LENGTHS}, clipped to {CLIPPED}",
-    "tokens": f"informative with probability rho = {short(aigc_int.INFORMATIVE_RATE)}, then N(a_m·(E_m[perm[m, k, z_m]] + "
+    "tokens": f"informative with probability rho = {short(aigc_int.INFORMATIVE_RATE)}, "
+    "then N(a_m·(E_m[perm[m, k, z_m]] + "
     f"{short(aigc_int.MANNER_SCALE)}·M_m[k] + {short(aigc_int.INTENT_SCALE)}·I_m[i]), 1)",
     "amplitudes": f"**a = {AMPLITUDES}**",
     "calibration": f"Table 1 reports for its unimodal rows: {TARGETS}",

@@ -216,8 +216,8 @@ def measure(seed: int, num_records: int, dim: int) -> tuple[ReferenceTotals, dic
     return totals, calibration
 
 
-def _rows(totals: ReferenceTotals) -> Iterator[str]:
-    """Lines of the Markdown tables."""
+def report_lines(totals: ReferenceTotals) -> Iterator[str]:
+    """The Markdown tables of the card; one string may hold two lines."""
     predictors = [subset_name(subset) for subset in SUBSETS] + [LATE_FUSION, LATE_FUSION_JOINT]
     for task in TASKS:
         yield f"\n| {task}, simulated | " + " | ".join(title for title, _, _ in _METRICS.values()) + " |"
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     totals, calibration = measure(options.seed, options.num_records, options.dim)
     print(f"{options.num_records} simulated records, seed {options.seed}, dim {options.dim}")
-    for line in _rows(totals):
+    for line in report_lines(totals):
         print(line)
     print()
     for task in TASKS:
