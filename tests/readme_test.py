@@ -187,3 +187,10 @@ def test_architecture_page_gives_modules_the_levels_that_are_held():
     shown = {name: int(level) for level, modules in rows for name in re.findall(r"`([\w.]+)`", modules)}
     assert shown
     assert shown == {name: architecture_test.LEVEL_OF.get(name) for name in shown}
+
+
+def test_readme_lists_every_benchmark():
+    text = markdown.read("README.md")
+    programs = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert programs
+    assert not [path.stem for path in programs if f"| `{path.stem}` |" not in text]
