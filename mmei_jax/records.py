@@ -114,11 +114,7 @@ class Dataset:
         return Split(self, names)
 
     def reference(self, split: str) -> dict[str, float]:
-        """Known figures of a split, such as exact ceilings, by metric name; {} where none were given.
-
-        Raises:
-            InputError: there is no such split.
-        """
+        """Known figures by metric name, such as exact ceilings; {} where none. InputError if there is no such split."""
         if split not in self.split_names:
             raise InputError(f"{self.path}: split {split!r}: expected one of {', '.join(self.split_names)}")
         return dict(self.manifest["splits"][split]["reference"])
