@@ -113,7 +113,7 @@ class Dataset:
         return Split(self, names)
 
     def reference(self, split: str) -> dict[str, float]:
-        """Known figures of a split, such as exact ceilings, by metric name; {} where none were given."""
+        """Known figures by metric name, such as exact ceilings; {} where none. InputError if there is no such split."""
         if split not in self.split_names:
             raise InputError(f"{self.path}: split {split!r}: expected one of {', '.join(self.split_names)}")
         return dict(self.manifest["splits"][split]["reference"])
@@ -271,7 +271,7 @@ class Split:
         return values[indices], is_present[indices]
 
     def ids(self, indices: Integer[np.ndarray, "batch"]) -> list[str]:
-        """Ids of records."""
+        """Ids of records; IndexError where an index is out of range."""
         shards, local = self._locate(indices)
         columns = [batch.column("id") for _, batch in self._batches]
         return [columns[shard][int(row)].as_py() for shard, row in zip(shards, local, strict=True)]
