@@ -7,7 +7,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The default configuration: SPEC-sized MMEI on feature shards."""
     config = ml_collections.ConfigDict()
 
-    # Seed of parameters, record order and dropout (integer >= 0). Same seed, same run.
+    # Seed of parameters, record order and dropout (integer in [0, 2**32)). Same seed, same run.
     config.seed = 0
 
     config.data = data = ml_collections.ConfigDict()
@@ -109,6 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.step_factor = 0.1
     # Decoupled weight decay; not on biases, norms and embeddings of types and positions.
     optimizer.weight_decay = 0.01
+    # Decay of AdamW's running means of the gradient and of its square, in [0, 1).
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.999
     # Largest global norm of the gradients.

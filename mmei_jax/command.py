@@ -1,8 +1,10 @@
 """How every command of the project starts and fails: one clear line and a non-zero exit code, no traceback."""
 
+import argparse
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -22,6 +24,15 @@ def run(main: Callable[[], int]) -> None:
     # Orbax tells every file that it touches at the level below.
     logging.set_verbosity(logging.WARNING)
     app.run(lambda _: sys.exit(report_errors(main)), flags_parser=_parse_flags)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that tells what is wrong in one line, as every command does, where argparse adds its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the line and exits with code 2."""
+        print(f"error: {message}; --help lists what is accepted", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INPUT_ERROR)
 
 
 def report_errors(main: Callable[[], int]) -> int:
@@ -45,7 +56,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = _one_line(error)
     except (AttributeError, KeyError) as error:
         # config_flags lets through what ConfigDict raises for a key that it lacks, and names only the key.
-        name = re.search(r"'(\w+)", str(error))
+        # "Key 'dimm' does not exist", or "<class 'int'>.wide does not exist" for a key below a value.
+        name = re.search(r">\.(\w+) does not exist", str(error)) or re.search(r"'(\w+)", str(error))
         guilty = next((item for item in argv if name and name[1] in item.split("=")[0].split(".")), _one_line(error))
         message = f"{guilty}: unknown configuration key"
     except (TypeError, ValueError, OSError) as error:

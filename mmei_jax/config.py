@@ -6,6 +6,7 @@ that join two keys. A key that is unknown, missing or of the wrong type, and a v
 """
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -196,6 +197,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return _convert_tuple(hint, value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{key} = {value!r}: expected a finite number")
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise InputError(f"{key} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
     return value
@@ -219,7 +222,8 @@ def _require(is_good: bool, key: str, value: Any, accepted: str) -> None:
 
 
 def _check(config: Config) -> None:
-    _require(config.seed >= 0, "seed", config.seed, "a non-negative integer")
+    # JAX's generators keep 32 bits of a seed: two larger ones could be the same.
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "an integer in [0, 2**32)")
     _check_data(config.data)
     _check_model(config.model)
     _check_loss(config.loss)
@@ -308,7 +312,7 @@ def _check_loss(loss: LossConfig) -> None:
 
 
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
-    for key in ("learning_rate", "clip_norm"):
+    for key in ("learning_rate", "step_factor", "clip_norm"):
         _require(getattr(optimizer, key) > 0.0, f"optimizer.{key}", getattr(optimizer, key), "a positive number")
     for key in ("beta1", "beta2", "warmup_fraction"):
         _require(0.0 <= getattr(optimizer, key) < 1.0, f"optimizer.{key}", getattr(optimizer, key), "in [0, 1)")
@@ -320,7 +324,8 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         "epochs for the schedule 'step', and () for every other schedule",
     )
     is_rising = list(optimizer.step_epochs) == sorted(set(optimizer.step_epochs))
-    _require(is_rising, "optimizer.step_epochs", optimizer.step_epochs, "epochs in rising order")
+    is_positive = all(epoch >= 1 for epoch in optimizer.step_epochs)
+    _require(is_rising and is_positive, "optimizer.step_epochs", optimizer.step_epochs, "epochs from 1, rising")
     for pattern, multiplier in optimizer.rate_multipliers:
         _require(multiplier >= 0.0, f"optimizer.rate_multipliers[{pattern!r}]", multiplier, "at least 0 (0 freezes)")
 

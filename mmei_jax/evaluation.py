@@ -246,8 +246,10 @@ def read_config(workdir: Path, data_path: str | None = None) -> Config:
     path = workdir / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected the configuration that train.py wrote: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise InputError(f"{path}: expected the configuration that train.py wrote, a JSON object with 'data'")
     if data_path is not None:
         values["data"]["path"] = data_path
     return parse(values)

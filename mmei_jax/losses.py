@@ -170,6 +170,23 @@ def task_losses(
 
     Raises:
         ValueError: a task is on, but outputs or batch lack it.
+
+    Example:
+        >>> config = LossConfig(
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="softmax", ranking="none",
+        ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
+        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ... )
+        >>> batch = Batch(
+        ...     vision=None, audio=None, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
+        ...     emotion=Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, True])),
+        ...     intent=Label(value=jnp.array([2, 0]), is_labelled=jnp.array([True, False])),
+        ... )
+        >>> logits = {"emotion": jnp.zeros((2, 4)), "intent": jnp.zeros((2, 3))}
+        >>> outputs = Outputs(**{**dict.fromkeys(Outputs.__annotations__), **logits})
+        >>> losses = task_losses(outputs, batch, config)
+        >>> {task: (round(float(records.mean()), 4), int(records.count())) for task, records in losses.items()}
+        {'emotion': (1.3863, 2), 'intent': (1.0986, 1)}
     """
     losses = {"emotion": _emotion_losses(outputs, batch, config, class_weights)}
     if config.intent != "none":
@@ -194,6 +211,26 @@ def task_counts(
 
     Returns:
         float32 scalars by task, in the order of :func:`task_losses`.
+
+    Raises:
+        ValueError: a task is on, but the batch lacks it.
+
+    Example:
+        >>> config = LossConfig(
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="softmax", ranking="none",
+        ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
+        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ... )
+        >>> batch = Batch(
+        ...     vision=None, audio=None, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
+        ...     emotion=Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, True])),
+        ...     intent=Label(value=jnp.array([2, 0]), is_labelled=jnp.array([True, False])),
+        ... )
+        >>> {task: float(count) for task, count in task_counts(batch, config).items()}
+        {'emotion': 2.0, 'intent': 1.0}
+        >>> weights = class_weights_by_name((("neutral", 0.5), ("joy", 2.0)), ("neutral", "joy"))
+        >>> float(task_counts(batch, config, weights)["emotion"])
+        2.5
     """
     emotion = _require(batch.emotion, "batch.emotion")
     weights = emotion.is_labelled.astype(jnp.float32)

@@ -15,19 +15,41 @@ from jaxtyping import Array, Bool, Float
 
 
 def promote(value: Any) -> Any:
-    """NumPy values as float64 or int64; values on devices as they are."""
+    """NumPy values as float64 or int64; values on devices as they are.
+
+    Args:
+        value: array of any shape, NumPy or JAX, numbers.
+
+    Example:
+        >>> promote(np.float32([1.5])).dtype, promote(np.int32(2)).dtype, promote(jnp.ones(1)).dtype
+        (dtype('float64'), dtype('int64'), dtype('float32'))
+    """
     if not isinstance(value, np.ndarray | np.generic):
         return value
     return value.astype(np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64)
 
 
 def add_counts(left: Any, right: Any) -> Any:
-    """The sum of two arrays of one shape, in float64 or int64 when they are NumPy arrays."""
+    """The sum of two arrays of one shape, in float64 or int64 when they are NumPy arrays.
+
+    Example:
+        >>> int(add_counts(np.int32(2**31 - 1), np.int32(1)))
+        2147483648
+    """
     return promote(left) + promote(right)
 
 
 def divide(total: Any, count: Any) -> float:
-    """Total over count on the host, in float64; NaN when the count is 0."""
+    """Total over count on the host, in float64; NaN when the count is 0.
+
+    Args:
+        total: scalar, on the host or on a device.
+        count: scalar, on the host or on a device.
+
+    Example:
+        >>> divide(np.float32(3.0), np.int32(4)), divide(0.0, 0)
+        (0.75, nan)
+    """
     count = float(np.asarray(count, np.float64))
     return float(np.asarray(total, np.float64)) / count if count else float("nan")
 
@@ -53,7 +75,12 @@ class Means(clu_metrics.Metric):
     def from_model_output(
         cls, values: Mapping[str, Float[Array, "batch"]], is_counted: Bool[Array, "batch"]
     ) -> "Means":
-        """Sums ``[batch]`` values by name over the counted records; what the others hold is arbitrary."""
+        """Sums the counted records' values.
+
+        Args:
+            values: ``[batch]`` float by name; arbitrary, NaN included, where not counted.
+            is_counted: ``[batch]`` bool.
+        """
         totals = {name: jnp.sum(jnp.where(is_counted, value, 0.0)) for name, value in values.items()}
         return cls(totals=totals, count=jnp.sum(is_counted, dtype=jnp.int32))
 

@@ -70,6 +70,27 @@ def batch_metrics(
 
     Returns:
         Metrics by key; what stands before the key's first "/" is the task that :func:`compute_all` prefixes.
+
+    Raises:
+        ValueError: ranking is on and can be measured, but the outputs have no user embedding.
+
+    Example:
+        >>> config = LossConfig(
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="none", ranking="none",
+        ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
+        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ... )
+        >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.ones((2, 1), int))
+        >>> batch = Batch(
+        ...     vision=None, audio=None, text=tokens, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
+        ...     emotion=Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, True])),
+        ... )
+        >>> alpha = jnp.array([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+        >>> known = {"emotion": jnp.array([[2.0, 1.0], [3.0, 0.0]]), "modality_weights": alpha}
+        >>> outputs = Outputs(**{**dict.fromkeys(Outputs.__annotations__), **known})
+        >>> figures = compute_all(batch_metrics(outputs, batch, config))
+        >>> figures["emotion/accuracy"], figures["mean_accuracy"], figures["alpha/text"]
+        (0.5, 0.5, 1.0)
     """
     found: dict[str, Metric] = modality_weight_metrics(outputs, batch)
     emotion, intent = outputs.emotion, outputs.intent if config.intent != "none" else None
@@ -128,6 +149,12 @@ def compute_all(metrics: Mapping[str, Metric]) -> dict[str, float]:
 
     Returns:
         Python floats; NaN where nothing was counted.
+
+    Example:
+        >>> label = Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, False]))
+        >>> figures = compute_all(classification_metrics("emotion", jnp.array([[2.0, 1.0], [3.0, 0.0]]), label))
+        >>> figures["emotion/accuracy"], figures["mean_accuracy"], round(figures["emotion/cross_entropy"], 4)
+        (1.0, 1.0, 0.3133)
     """
     figures: dict[str, float] = {}
     for key, metric in metrics.items():
@@ -159,6 +186,12 @@ def classification_metrics(task: str, logits: Float[Array, "batch classes"], lab
 
     Returns:
         Metrics by key.
+
+    Example:
+        >>> label = Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, True]))
+        >>> found = classification_metrics("intent", jnp.array([[2.0, 1.0], [3.0, 0.0]]), label)
+        >>> sorted(found), found["intent/confusion"].compute()["accuracy"]
+        (['intent/confusion', 'intent/cross_entropy'], 0.5)
     """
     confusion = ConfusionMatrix.from_model_output(
         jnp.argmax(logits, axis=-1), label.value, label.is_labelled, num_classes=logits.shape[-1]
@@ -185,6 +218,12 @@ def joint_metrics(
 
     Returns:
         Metrics by key.
+
+    Example:
+        >>> label = Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, True]))
+        >>> right, half_right = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
+        >>> joint_metrics(right, label, half_right, label)["joint/confusion"].compute()["accuracy"]
+        0.5
     """
     num_intents = intent.shape[-1]
     is_counted = emotion_label.is_labelled & intent_label.is_labelled
@@ -214,6 +253,13 @@ def multi_label_metrics(
 
     Returns:
         Metrics by key.
+
+    Example:
+        >>> label = Label(value=jnp.array([[1.0, 0.0]]), is_labelled=jnp.array([True]))
+        >>> found = multi_label_metrics("emotion", jnp.zeros((1, 2)), label, class_names=("joy", "fear"))
+        >>> figures = compute_all(found)
+        >>> figures["emotion/accuracy/joy"], figures["emotion/accuracy/fear"], figures["emotion/exact_match"]
+        (0.0, 1.0, 0.0)
     """
     confusion = MultiLabelConfusion.from_model_output(logits, label.value, label.is_labelled, class_names=class_names)
     logits = logits.astype(jnp.float32)
@@ -241,6 +287,19 @@ def catalogue_metrics(
 
     Returns:
         Metrics by key.
+
+    Example:
+        >>> from mmei_jax.types import Items
+        >>> targets = RankingTargets(
+        ...     positive=Items(features=jnp.zeros((1, 4)), kind=jnp.zeros(1, int)),
+        ...     positive_index=jnp.array([2]),
+        ...     has_positive=jnp.array([True]),
+        ...     log_sampling_probability=jnp.zeros(1),
+        ...     relevant_index=jnp.array([[2, -1]]),
+        ... )
+        >>> user, catalogue = jnp.array([[1.0, 0.0]]), jnp.array([[0.9, 0.0], [0.1, 1.0], [0.5, 0.0]])
+        >>> compute_all(catalogue_metrics(user, catalogue, targets, jnp.array([True]), cutoffs=(1,)))
+        {'ranking/map': 0.5, 'ranking/mrr': 0.5, 'ranking/ndcg@1': 0.0, 'ranking/hr@1': 0.0, 'ranking/recall@1': 0.0}
     """
     # HIGHEST: on accelerators the default would round float32 inputs of the product to fewer bits, and make ties.
     scores = jnp.matmul(
@@ -265,6 +324,16 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
 
     Returns:
         Metrics by key, one for each modality that the batch carries.
+
+    Example:
+        >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.array([[1], [0]]))
+        >>> batch = Batch(
+        ...     vision=None, audio=tokens, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2)
+        ... )
+        >>> alpha = {"modality_weights": jnp.array([[0.0, 0.75, 0.25], [0.0, 0.0, 1.0]])}
+        >>> outputs = Outputs(**{**dict.fromkeys(Outputs.__annotations__), **alpha})
+        >>> compute_all(modality_weight_metrics(outputs, batch))
+        {'alpha/audio': 0.75}
     """
     found: dict[str, Metric] = {}
     for name, sequence in batch.sequences().items():

@@ -42,7 +42,14 @@ class ConfusionMatrix(clu_metrics.Metric):
         *,
         num_classes: int,
     ) -> "ConfusionMatrix":
-        """Counts ``[batch]`` pairs of class ids where ``is_counted``."""
+        """Counts the pairs (label, prediction) of the records that are counted.
+
+        Args:
+            predictions: ``[batch]`` int class ids in [0, num_classes).
+            labels: ``[batch]`` int class ids in [0, num_classes); anything where not counted.
+            is_counted: ``[batch]`` bool.
+            num_classes: size of the matrix.
+        """
         cell = jnp.where(is_counted, labels * num_classes + predictions, 0)
         counts = jnp.zeros(num_classes * num_classes, jnp.int32).at[cell].add(is_counted.astype(jnp.int32))
         return cls(counts=counts.reshape(num_classes, num_classes))
@@ -52,7 +59,7 @@ class ConfusionMatrix(clu_metrics.Metric):
         return self.replace(counts=add_counts(self.counts, other.counts))
 
     def compute(self) -> dict[str, float]:
-        """Accuracy, macro precision and recall, and the three F1."""
+        """Accuracy, macro precision and recall, and the three F1, in [0, 1]; NaN where nothing was counted."""
         counts = np.asarray(self.counts, np.float64)
         hits, num_labels, num_predictions = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
         occurs = (num_labels + num_predictions) > 0
@@ -107,7 +114,14 @@ class MultiLabelConfusion(clu_metrics.Metric):
         *,
         class_names: tuple[str, ...] = (),
     ) -> "MultiLabelConfusion":
-        """Counts presence and prediction of every class over the records where ``is_counted``."""
+        """Counts presence and prediction of every class over the records that are counted.
+
+        Args:
+            logits: ``[batch, classes]`` float.
+            targets: ``[batch, classes]`` float in [0, 1]; anything where not counted.
+            is_counted: ``[batch]`` bool.
+            class_names: classes in label order; () uses the class ids.
+        """
         is_predicted, is_present = logits > 0.0, targets > 0.5
         mask = is_counted[:, None]
 
@@ -127,7 +141,7 @@ class MultiLabelConfusion(clu_metrics.Metric):
         )
 
     def compute(self) -> dict[str, float]:
-        """The averages over classes, exact match, and three figures per class."""
+        """The averages over classes, exact match, and three figures per class; in [0, 1], NaN without a record."""
         counts = np.asarray(self.counts, np.float64)
         num_classes, num_records = counts.shape[0], counts[0].sum()
         hits, num_labels, num_predictions = counts[:, 1, 1], counts[:, 1].sum(axis=-1), counts[:, :, 1].sum(axis=-1)
@@ -195,7 +209,13 @@ class Sentiment(clu_metrics.Metric):
     def from_model_output(
         cls, predictions: Float[Array, "batch"], labels: Float[Array, "batch"], is_counted: Bool[Array, "batch"]
     ) -> "Sentiment":
-        """Sums ``[batch]`` predictions and labels where ``is_counted``."""
+        """Sums over the records that are counted.
+
+        Args:
+            predictions: ``[batch]`` float, on the labels' scale; not clipped before ``mae`` and ``pearson``.
+            labels: ``[batch]`` float in [-3, 3]; both may be anything where not counted.
+            is_counted: ``[batch]`` bool.
+        """
         pairs = jnp.stack([predictions, labels], axis=-1).astype(jnp.float32)
         pairs = jnp.where(is_counted[:, None], pairs, 0.0)
         predictions, labels = pairs[:, 0], pairs[:, 1]
@@ -245,7 +265,7 @@ class Sentiment(clu_metrics.Metric):
         )
 
     def compute(self) -> dict[str, float]:
-        """The figures by name."""
+        """The figures by name: shares and F1 in [0, 1], ``mae`` on the labels' scale, ``pearson`` in [-1, 1]."""
         has0, non0 = self.has0.compute(), self.non0.compute()
         comoments = np.asarray(self.comoments, np.float64)
         return {

@@ -57,6 +57,11 @@ def make_losses(
 
     Returns:
         RecordLosses.
+
+    Example:
+        >>> losses = make_losses(jnp.array([3.0, jnp.nan]), jnp.array([True, False]), jnp.array([0.5, 2.0]))
+        >>> losses.values.tolist(), losses.weights.tolist(), float(losses.mean())
+        ([1.5, 0.0], [0.5, 0.0], 3.0)
     """
     weights = is_counted.astype(jnp.float32) if weights is None else jnp.where(is_counted, weights, 0.0)
     return RecordLosses(
@@ -67,5 +72,13 @@ def make_losses(
 
 
 def one_if_zero(count: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The count, or 1 where it is 0: a denominator that keeps an empty sum, and its gradient, at exactly 0."""
+    """The count, or 1 where it is 0: a denominator that keeps an empty sum, and its gradient, at exactly 0.
+
+    Args:
+        count: float32 of any shape, at least 0.
+
+    Example:
+        >>> one_if_zero(jnp.array([3.0, 0.0])).tolist()
+        [3.0, 1.0]
+    """
     return jnp.where(count > 0.0, count, 1.0)

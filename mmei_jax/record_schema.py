@@ -39,7 +39,7 @@ SLATE_FIELDS: dict[str, pa.DataType] = {
     "is_liked": pa.bool_(),
     "satisfaction": pa.float32(),
 }
-_EXTRA_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "float32": pa.float32(), "string": pa.large_string()}
+EXTRA_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "float32": pa.float32(), "string": pa.large_string()}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -108,8 +108,8 @@ class DatasetSpec:
                 raise InputError(f"label {name!r}: class names {label.class_names}: each name once")
         for name, kind in self.extras.items():
             check_name(name, "extra column")
-            if kind not in _EXTRA_TYPES:
-                raise InputError(f"extra column {name!r}: type {kind!r}: expected {', '.join(_EXTRA_TYPES)}")
+            if kind not in EXTRA_TYPES:
+                raise InputError(f"extra column {name!r}: type {kind!r}: expected {', '.join(EXTRA_TYPES)}")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict from which :meth:`from_json` makes an equal description."""
@@ -285,7 +285,7 @@ def shard_schema(spec: DatasetSpec, split: str) -> pa.Schema:
         columns.extend(pa.field(f"slate_{name}", pa.large_list(kind)) for name, kind in SLATE_FIELDS.items())
     if spec.has_relevant_items:
         columns.append(pa.field("relevant_items", pa.large_list(pa.int32())))
-    columns.extend(pa.field(f"extra_{name}", _EXTRA_TYPES[kind]) for name, kind in sorted(spec.extras.items()))
+    columns.extend(pa.field(f"extra_{name}", EXTRA_TYPES[kind]) for name, kind in sorted(spec.extras.items()))
     metadata = {SPLIT_KEY: split, SPEC_KEY: canonical_json(spec.to_json())}
     return pa.schema(columns, metadata={**_version_metadata(RECORDS_FORMAT), **metadata})
 

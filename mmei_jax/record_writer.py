@@ -150,7 +150,11 @@ class DatasetWriter:
         }
 
     def set_reference(self, split: str, figures: dict[str, float]) -> None:
-        """Notes known figures of a split, such as exact ceilings, by metric name; they must be finite."""
+        """Notes known figures of a split, such as exact ceilings, by metric name.
+
+        Raises:
+            InputError: a figure is not finite. That the split exists is checked when the data set is closed.
+        """
         for name, value in figures.items():
             if not np.isfinite(value):
                 raise InputError(f"reference {name!r} of split {split!r} = {value}: expected a finite number")

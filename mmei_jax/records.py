@@ -10,7 +10,6 @@ Command: ``python -m mmei_jax.records PATH [--verify]`` prints what a data set h
 :mod:`mmei_jax.record_writer`, the columns are in :mod:`mmei_jax.record_schema`; both are reached through this module.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -114,7 +113,7 @@ class Dataset:
         return Split(self, names)
 
     def reference(self, split: str) -> dict[str, float]:
-        """Known figures of a split, such as exact ceilings, by metric name; {} where none were given."""
+        """Known figures by metric name, such as exact ceilings; {} where none. InputError if there is no such split."""
         if split not in self.split_names:
             raise InputError(f"{self.path}: split {split!r}: expected one of {', '.join(self.split_names)}")
         return dict(self.manifest["splits"][split]["reference"])
@@ -273,7 +272,7 @@ class Split:
         return values[indices], is_present[indices]
 
     def ids(self, indices: Integer[np.ndarray, "batch"]) -> list[str]:
-        """Ids of records."""
+        """Ids of records; IndexError where an index is out of range."""
         shards, local = self._locate(indices)
         columns = [batch.column("id") for _, batch in self._batches]
         return [columns[shard][int(row)].as_py() for shard, row in zip(shards, local, strict=True)]
@@ -368,9 +367,9 @@ def _describe(dataset: Dataset) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what a data set holds; gives the exit status: 0, or 2 after one line on what is wrong."""
-    from mmei_jax.command import report_errors
+    from mmei_jax.command import CommandParser, report_errors
 
-    parser = argparse.ArgumentParser(prog="python -m mmei_jax.records", description="Show and check a data set.")
+    parser = CommandParser(prog="python -m mmei_jax.records", description="Show and check a data set.")
     parser.add_argument("path", help="folder with manifest.json")
     parser.add_argument("--verify", action="store_true", help="also read every file in full and compare its SHA-256")
     options = parser.parse_args(arguments)

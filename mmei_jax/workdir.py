@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,8 @@ from mmei_jax.types import InputError
 def locked(workdir: Path) -> Iterator[None]:
     """Makes the folder if need be and holds its lock; the system drops the lock with the process, however that ends.
 
+    A folder in which nothing was written is removed again.
+
     Raises:
         InputError: another process holds the lock, or the folder cannot be written.
     """
@@ -25,13 +27,19 @@ def locked(workdir: Path) -> Iterator[None]:
         descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise InputError(f"--workdir={workdir}: expected a folder that can be written: {error.strerror}") from error
+    lock, is_ours = workdir / ".lock", False
     try:
-        try:
+        with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--workdir={workdir}: in use by another process; expected a folder of its own") from None
+            # Else another process has just removed an unused folder, and with it the file that was locked here.
+            is_ours = lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat())
+        if not is_ours:
+            raise InputError(f"--workdir={workdir}: in use by another process; expected a folder of its own")
         yield
     finally:
+        if is_ours and os.listdir(workdir) == [lock.name]:
+            lock.unlink()
+            workdir.rmdir()
         os.close(descriptor)
 
 

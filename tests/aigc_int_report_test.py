@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+import pytrec_eval
+from sklearn import metrics
 
 from mmei_jax.simulation import (
     aigc_int,
@@ -13,6 +15,7 @@ from mmei_jax.simulation import (
     aigc_int_report,
 )
 from mmei_jax.types import MODALITIES, InputError
+from tests import markdown
 
 QUICK_RECORDS = 40_000
 
@@ -118,7 +121,6 @@ def test_posterior_is_calibrated_on_a_million_records() -> None:
 
 
 def test_figures_equal_scikit_learn() -> None:
-    metrics = pytest.importorskip("sklearn.metrics")
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet(np.ones(6), 300)
     # Class 5 is neither true nor predicted, class 4 is predicted but never true.
@@ -141,7 +143,6 @@ def test_figures_equal_scikit_learn() -> None:
 
 
 def test_ranking_figures_equal_pytrec_eval() -> None:
-    pytrec_eval = pytest.importorskip("pytrec_eval")
     generator = np.random.default_rng(0)
     scores = generator.standard_normal((30, 200))
     relevant = np.stack([generator.permutation(200)[:20] for _ in range(30)])
@@ -199,3 +200,23 @@ def test_progress_of_a_long_run_goes_to_standard_error(
     captured = capsys.readouterr()
     assert "1000/2000 simulated records" in captured.err
     assert captured.out == ""
+
+
+def test_tables_of_the_card_agree_with_fresh_records(measured: tuple) -> None:
+    card = markdown.tables(markdown.read("data/aigc_int/README.md"))
+    fresh = markdown.tables("\n".join(aigc_int_report.report_lines(measured[0])) + "\n")
+    # Four standard errors of a share on the 8,000 records of the smallest slice, and what macro averages and nats need.
+    allowed = {"accuracy %": 2.3, "macro P %": 3.5, "macro R %": 3.5, "cross-entropy": 0.06}
+    num_compared = 0
+    for header, rows in fresh.items():
+        if "simulated |" not in header:
+            continue
+        columns = header.split(" | ")[1:]
+        title = header.split(",")[0].partition(" ")[2]
+        assert [row[0] for row in card[header]] == [row[0] for row in rows]
+        for shown, found in zip(card[header][1:], rows[1:], strict=True):
+            for column, left, right in zip(columns, shown[1:], found[1:], strict=True):
+                limit = allowed.get(title) or allowed.get(column) or 0.02
+                assert abs(float(left) - float(right)) < limit, (header, shown[0], column)
+                num_compared += 1
+    assert num_compared == 3 * 9 * 4 + 12 * 9 * 6 + 4 * 3

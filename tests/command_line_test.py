@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from mmei_jax.evaluation import read_config
+from mmei_jax.types import InputError
 from tests import processes, tiny
 
 
@@ -40,6 +42,7 @@ def assert_one_line(outcome, *parts):
 
 CASES = {
     "unknown key": (["--config.model.dimm=8"], ["--config.model.dimm=8", "unknown configuration key"]),
+    "key below a value": (["--config.model.dim.wide=8"], ["--config.model.dim.wide=8", "unknown configuration key"]),
     "wrong type": (["--config.model.dim=wide"], ["config.model.dim", "wide"]),
     "wrong value": (["--config.model.pooling=max"], ["config.model.pooling = 'max'", "'mean'"]),
     "impossible mesh": (["--config.mesh.data=3"], ["config.mesh.data = 3", "at most 1"]),
@@ -55,7 +58,7 @@ def test_train_refuses(name, data, tmp_path):
     arguments = ["train.py", "--config=tests/tiny_config.py", f"--workdir={tmp_path / 'run'}"]
     outcome = run(tmp_path, *arguments, f"--config.data.path={data}", *flags)
     assert_one_line(outcome, *parts)
-    assert not (tmp_path / "run" / "checkpoints").exists() or not any((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_config_file_is_told_in_one_line(tmp_path):
@@ -98,6 +101,21 @@ def test_used_up_quota_ends_the_run_with_one_line_and_no_half_written_checkpoint
     assert_one_line((code, stderr), place, "could not be written", "File too large")
     complete = [path for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()]
     assert complete == []
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", "\udcff"])
+def test_eval_of_a_damaged_configuration_is_told_in_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"config\.json: expected the configuration that train\.py wrote"):
+        read_config(tmp_path, "elsewhere")
+
+
+@pytest.mark.parametrize("module", ["mmei_jax.extraction.import_features", "mmei_jax.records"])
+def test_an_option_that_argparse_refuses_is_told_in_one_line(module, tmp_path):
+    code, stderr = run(tmp_path, "-m", module, "--nonsense")
+    assert code == 2
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
 
 
 def test_eval_of_a_folder_without_a_run_is_told_in_one_line(tmp_path):

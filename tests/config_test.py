@@ -52,13 +52,21 @@ REFUSED = [
         {"loss__emotion_class_weights": (("joy", 1.0),), "loss__emotion": "sigmoid"},
         r"class weights go with 'softmax'",
     ),
+    ({"seed": 2**32}, r"config\.seed = 4294967296: expected an integer in \[0, 2\*\*32\)"),
+    ({"optimizer__clip_norm": float("inf")}, r"config\.optimizer\.clip_norm = inf: expected a finite number"),
+    ({"loss__temperature": float("nan")}, r"config\.loss\.temperature = nan: expected a finite number"),
+    ({"optimizer__step_factor": -1.0}, r"config\.optimizer\.step_factor = -1\.0: expected a positive number"),
+    (
+        {"optimizer__schedule": "step", "optimizer__step_epochs": (0, 3)},
+        r"config\.optimizer\.step_epochs = \(0, 3\): expected epochs from 1, rising",
+    ),
     ({"optimizer__schedule": "step"}, r"config\.optimizer\.step_epochs = \(\)"),
     ({"optimizer__step_epochs": (60,)}, r"config\.optimizer\.step_epochs = \(60,\)"),
     ({"optimizer__rate_multipliers": (("x",),)}, r"config\.optimizer\.rate_multipliers\[0\] .* expected 2 values"),
     ({"train__best_metric": "test/emotion/accuracy"}, r"must not be selected on test data"),
     ({"train__gradient_accumulation_steps": 3}, r"a divisor of data\.batch_size \(32\)"),
     ({"mesh__data": 0}, r"config\.mesh\.data = 0"),
-    ({"seed": -1}, r"config\.seed = -1: expected a non-negative integer"),
+    ({"seed": -1}, r"config\.seed = -1: expected an integer in \[0, 2\*\*32\)"),
 ]
 
 

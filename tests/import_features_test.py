@@ -294,6 +294,9 @@ def test_non_finite_values_are_zeroed_when_asked_and_counted(tmp_path: Path) -> 
         ({}, ["--producer=vision.colour=red"], "--producer 'vision.colour=red': expected MODALITY.FIELD=VALUE"),
         ({}, ["--producer=vision.sample_rate_hz=fast"], "expected int"),
         ({}, ["--shuffle_labels_within=user"], "needs its key"),
+        ({}, ["--seed=-1"], "--seed=-1: expected at least 0"),
+        ({}, ["--modalities=vision,vision"], "--modalities=vision,vision: expected each modality once"),
+        ({}, ["--extras=speaker:text"], "--extras speaker:text: expected one of the types int32, float32, string"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(

@@ -1,6 +1,7 @@
 """The quickstart, as `make train` runs it: what the README promises of its result."""
 
 import json
+import re
 
 import pytest
 
@@ -19,6 +20,8 @@ def test_quickstart_reads_emotion_five_points_better_than_any_single_modality_co
     flags = ["--config=configs/quickstart.py", f"--config.data.path={data}", f"--workdir={workdir}"]
     code, output = processes.run("train.py", *flags, env=environment)
     assert code == 0, output
+    wait_percent = float(re.search(r"input wait ([\d.]+)% of the step time", output)[1])
+    assert wait_percent < 2.0, output
     code, output = processes.run("eval.py", f"--workdir={workdir}", "--split=test", env=environment)
     assert code == 0, output
     summary = json.loads((workdir / "eval" / "test.json").read_text())

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from mmei_jax import checkpointing, training
+from mmei_jax.batching import BatchReader
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.evaluation import Evaluator, evaluate_workdir
 from mmei_jax.records import Dataset
@@ -69,6 +71,22 @@ def test_train_lines_hold_loss_rate_alpha_throughput_and_input_wait(whole_run):
     } <= set(line)
     assert {"throughput/records_per_second", "throughput/input_wait_share"} <= set(line)
     assert sum(line[f"train/alpha/{name}"] for name in ("vision", "audio", "text")) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_input_wait_is_the_share_of_the_time_in_which_the_devices_lack_a_batch(data, tmp_path, monkeypatch):
+    read = BatchReader.read
+
+    def read_slowly(self, *arguments):
+        time.sleep(0.2)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(BatchReader, "read", read_slowly)
+    training.train(tiny.config(data, train__num_epochs=3, train__evaluate_every_epochs=3), tmp_path)
+    lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["step"] > 10]
+    # Batches of the first steps were read while the update was compiled.
+    shares = [line["throughput/input_wait_share"] for line in lines if "throughput/input_wait_share" in line]
+    assert shares
+    assert min(shares) > 0.5
 
 
 def test_event_files_hold_the_same_scalars(whole_run):

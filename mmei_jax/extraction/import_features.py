@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmei_jax.command import report_errors
+from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.extraction import feature_sources, label_columns, splitting
+from mmei_jax.record_schema import EXTRA_TYPES
 from mmei_jax.records import (
     DatasetSpec,
     DatasetWriter,
@@ -260,7 +261,7 @@ def _take(columns: RecordColumns, rows: np.ndarray) -> RecordColumns:
 
 
 def _parse(arguments: Sequence[str] | None) -> ImportOptions:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m mmei_jax.extraction.import_features",
         description="Ready-made features (.npz, or a folder of .npy files with a CSV) to feature shards.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -299,11 +300,18 @@ def _parse(arguments: Sequence[str] | None) -> ImportOptions:
     add("--records_per_shard", type=int, default=4096, help="(default: %(default)s)")
     flags = vars(parser.parse_args(arguments))
     flags["name"] = flags["name"] or flags["output"].name
+    if flags["seed"] < 0:
+        raise InputError(f"--seed={flags['seed']}: expected at least 0")
     flags["modalities"] = tuple(flags["modalities"].split(",")) if flags["modalities"] is not None else None
+    if flags["modalities"] is not None and len(set(flags["modalities"])) < len(flags["modalities"]):
+        raise InputError(f"--modalities={','.join(flags['modalities'])}: expected each modality once")
     flags["labels"] = _parse_labels(flags.pop("labels"), flags.pop("class_names"))
     flags["fractions"] = _parse_fractions(flags.pop("splits"))
     flags["producers"] = _parse_producers(flags.pop("producer"))
     flags["extras"] = dict(_pair("--extras", item, ":") for item in flags["extras"].split(",") if item)
+    for key, kind in flags["extras"].items():
+        if kind not in EXTRA_TYPES:
+            raise InputError(f"--extras {key}:{kind}: expected one of the types {', '.join(EXTRA_TYPES)}")
     return ImportOptions(**flags)
 
 

@@ -50,6 +50,12 @@ POLICY_INTENT_WEIGHT = 0.3
 # Typical seconds that an examined item of each kind holds a user whose satisfaction is 3, and the spread of their log.
 DWELL_SECONDS = np.array([90.0, 60.0, 8.0, 40.0])
 DWELL_LOG_DEVIATION = 0.4
+# Dwell seconds are proportional to satisfaction over this one; mean replays rise by REPLAY_RATE with each point above.
+TYPICAL_SATISFACTION = 3.0
+REPLAY_RATE = 0.5
+# P(like) = sigmoid(LIKE_SLOPE * (satisfaction - LIKE_MIDPOINT)).
+LIKE_SLOPE = 2.0
+LIKE_MIDPOINT = 3.5
 # Tastes over which the share of users who find an item relevant is averaged.
 _NUM_SAMPLED_TASTES = 2000
 _MOODS = ("calm", "bright", "unexpected", "fierce", "wistful", "uneasy", "biting")
@@ -242,10 +248,10 @@ def draw_slates(seed: int, chunk: int, latents: Latents) -> Slates:
     is_examined = generator.random(shape) < EXAMINATION
     noisy = np.clip(expected + SATISFACTION_NOISE * generator.standard_normal(shape), 1.0, 5.0)
     satisfaction = np.where(is_examined, noisy, 1.0)
-    typical_seconds = DWELL_SECONDS[latents.kind][:, None] * satisfaction / 3.0
+    typical_seconds = DWELL_SECONDS[latents.kind][:, None] * satisfaction / TYPICAL_SATISFACTION
     dwell = typical_seconds * np.exp(DWELL_LOG_DEVIATION * generator.standard_normal(shape))
-    replays = generator.poisson(0.5 * np.maximum(satisfaction - 3.0, 0.0))
-    is_liked = generator.random(shape) < 1.0 / (1.0 + np.exp(-2.0 * (satisfaction - 3.5)))
+    replays = generator.poisson(REPLAY_RATE * np.maximum(satisfaction - TYPICAL_SATISFACTION, 0.0))
+    is_liked = generator.random(shape) < 1.0 / (1.0 + np.exp(-LIKE_SLOPE * (satisfaction - LIKE_MIDPOINT)))
     return Slates(
         item_index=items,
         propensity=propensity.astype(np.float32),

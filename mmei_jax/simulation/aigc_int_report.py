@@ -53,6 +53,13 @@ LATE_FUSION = "late_fusion"
 LATE_FUSION_JOINT = "late_fusion_joint"
 RANKINGS = (FULL, "expected_satisfaction", "true_latents", "prior")
 PROGRESS_SECONDS = 10.0
+# How the report shows each metric: column title, factor, digits.
+_METRICS = {
+    "accuracy": ("accuracy %", 100.0, 2),
+    "macro_precision": ("macro P %", 100.0, 2),
+    "macro_recall": ("macro R %", 100.0, 2),
+    "cross_entropy": ("cross-entropy", 1.0, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -209,22 +216,24 @@ def measure(seed: int, num_records: int, dim: int) -> tuple[ReferenceTotals, dic
     return totals, calibration
 
 
-def _rows(totals: ReferenceTotals) -> Iterator[str]:
-    """Lines of the Markdown tables."""
+def report_lines(totals: ReferenceTotals) -> Iterator[str]:
+    """The Markdown tables of the card; one string may hold two lines."""
     predictors = [subset_name(subset) for subset in SUBSETS] + [LATE_FUSION, LATE_FUSION_JOINT]
     for task in TASKS:
-        yield f"\n| {task}, simulated | accuracy % | macro P % | macro R % | cross-entropy |\n|---|---|---|---|---|"
+        yield f"\n| {task}, simulated | " + " | ".join(title for title, _, _ in _METRICS.values()) + " |"
+        yield "|---" * (len(_METRICS) + 1) + "|"
         for name in predictors:
             figures = totals.figures(task, name)
-            shares = " | ".join(f"{100 * figures[key]:.2f}" for key in ("accuracy", "macro_precision", "macro_recall"))
-            yield f"| {name or 'exact posterior'} | {shares} | {figures['cross_entropy']:.4f} |"
-    for task in TASKS:
-        parts = ("", "conflict", "no_conflict", *(f"manner={manner}" for manner in range(NUM_MANNERS)))
-        yield f"\n| {task} accuracy %, simulated | " + " | ".join(part or "all" for part in parts) + " |"
-        yield "|---" * (len(parts) + 1) + "|"
-        for name in predictors:
-            values = (f"{100 * totals.figures(task, name, part)['accuracy']:.2f}" for part in parts)
+            values = (f"{factor * figures[key]:.{digits}f}" for key, (_, factor, digits) in _METRICS.items())
             yield f"| {name or 'exact posterior'} | " + " | ".join(values) + " |"
+    parts = ("", "conflict", "no_conflict", *(f"manner={manner}" for manner in range(NUM_MANNERS)))
+    for metric, (title, factor, digits) in _METRICS.items():
+        for task in TASKS:
+            yield f"\n| {task} {title}, simulated | " + " | ".join(part or "all" for part in parts) + " |"
+            yield "|---" * (len(parts) + 1) + "|"
+            for name in predictors:
+                values = (f"{factor * totals.figures(task, name, part)[metric]:.{digits}f}" for part in parts)
+                yield f"| {name or 'exact posterior'} | " + " | ".join(values) + " |"
     yield "\n| ranking, simulated | MAP | NDCG@10 | HR@10 |\n|---|---|---|---|"
     for name in RANKINGS:
         values = (f"{value:.4f}" for value in totals.ranking_figures(name).values())
@@ -243,7 +252,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     totals, calibration = measure(options.seed, options.num_records, options.dim)
     print(f"{options.num_records} simulated records, seed {options.seed}, dim {options.dim}")
-    for line in _rows(totals):
+    for line in report_lines(totals):
         print(line)
     print()
     for task in TASKS:
