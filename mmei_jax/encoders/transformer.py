@@ -186,6 +186,11 @@ class Dropout(nn.Module):
         return jnp.where(draws < num_kept, x * (2.0**16 / num_kept), 0.0)
 
 
+def add_branch(states: Float[Array, "*shape"], branch: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``states + branch``: the residual stream after a branch, written out once, and so is its gradient."""
+    return lax.optimization_barrier(states + branch)
+
+
 class MultiHeadAttention(nn.Module):
     """Projections to heads, :func:`attend`, and the projection back.
 
@@ -270,6 +275,6 @@ class EncoderLayer(nn.Module):
         drop = partial(Dropout(self.dropout_rate), is_training=is_training)
         normed = LayerNorm(name="attention_norm")(states)
         attention = MultiHeadAttention(self.num_heads, self.compute_dtype, name="attention")
-        states = states + drop(attention(normed, normed, is_attendable))
+        states = add_branch(states, drop(attention(normed, normed, is_attendable)))
         feed_forward = FeedForward(self.feedforward_dim, self.compute_dtype, name="feed_forward")
-        return states + drop(feed_forward(LayerNorm(name="feed_forward_norm")(states)))
+        return add_branch(states, drop(feed_forward(LayerNorm(name="feed_forward_norm")(states))))

@@ -19,6 +19,7 @@ from mmei_jax.encoders.transformer import (
     FeedForward,
     LayerNorm,
     MultiHeadAttention,
+    add_branch,
     attend,
     attendable,
     embedding_init,
@@ -155,18 +156,20 @@ class CrossModalLayer(nn.Module):
         after_self = {}
         for name, state in states.items():
             normed = LayerNorm(name=f"{name}_self_norm")(state)
-            after_self[name] = state + drop(attention(name=f"{name}_self_attention")(normed, normed, self_masks[name]))
+            read = attention(name=f"{name}_self_attention")(normed, normed, self_masks[name])
+            after_self[name] = add_branch(state, drop(read))
         after_cross = dict(after_self)
         if cross_masks:
             normed_states = {name: LayerNorm(name=f"{name}_cross_norm")(state) for name, state in after_self.items()}
             for name, state in after_self.items():
                 others = jnp.concatenate([normed_states[other] for other in ordered(states) if other != name], axis=1)
                 read = attention(name=f"{name}_cross_attention")(normed_states[name], others, cross_masks[name])
-                after_cross[name] = state + drop(read)
+                after_cross[name] = add_branch(state, drop(read))
         after = {}
         for name, state in after_cross.items():
             feed_forward = FeedForward(config.feedforward_dim, config.compute_dtype, name=f"{name}_feed_forward")
-            after[name] = state + drop(feed_forward(LayerNorm(name=f"{name}_feed_forward_norm")(state)))
+            hidden = feed_forward(LayerNorm(name=f"{name}_feed_forward_norm")(state))
+            after[name] = add_branch(state, drop(hidden))
         return after
 
 
