@@ -84,7 +84,9 @@ CASES = (
 )
 # The same step at a size that ends within a minute, compilation included.
 QUICK_CASES = (
-    Case("cpu, batch 8, 1 layer (quick)", {EAGER: None}, batch_size=8, changes={"model__num_layers": 1}, num_updates=10),
+    Case(
+        "cpu, batch 8, 1 layer (quick)", {EAGER: None}, batch_size=8, changes={"model__num_layers": 1}, num_updates=10
+    ),
 )
 GPU_CASES = tuple(
     Case(

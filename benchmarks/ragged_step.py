@@ -1,0 +1,384 @@
+"""How many more records a second does training take in, when records of ragged lengths are packed and not padded?
+
+    python -m benchmarks.ragged_step [--quick] [--num_rounds=5] [--peers=eager|compiled] [--results=FILE.json]
+
+The model, the losses and the update are ``fusion_step``'s: d = 256, 4 layers, batch 32, at most 16 vision, 50 audio and
+32 text tokens of 768 features, dropout as the recipe trains. The lengths are drawn from a table of MELD's utterances
+(``utterance_lengths``). We train through the package's own input pipeline: reading memory-mapped shards, packing and
+placing are part of what is measured. The peers' batches, of the same records in the same order, lie ready in memory,
+padded as is usual, each modality to the longest of the batch; and, for a second figure, to the maxima. Every measurement
+goes on to other batches, of 32 in all. No side compiles after its warm-up. Before anything is measured, five updates
+without dropout must give the same losses on all sides.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import fusion_step, rounds
+from benchmarks.utterance_lengths import draw_lengths
+from configs import default
+from mmei_jax import input_pipeline
+from mmei_jax.batching import BatchReader
+from mmei_jax.config import Config, parse
+from mmei_jax.optimizer import make_optimizer, make_schedule
+from mmei_jax.packing import padded_layouts
+from mmei_jax.records import (
+    Catalogue,
+    Dataset,
+    DatasetSpec,
+    DatasetWriter,
+    LabelSpec,
+    MaskedColumn,
+    ModalitySpec,
+    Ragged,
+    RecordColumns,
+    Slate,
+)
+from mmei_jax.sharding import batch_sharding, make_mesh
+from mmei_jax.state import build_model, initial_state, state_shapes, variable_shapes
+from mmei_jax.train_step import jit_train_step, make_train_step
+from mmei_jax.training import MAX_UPDATES_IN_FLIGHT
+from mmei_jax.types import MODALITIES, Batch, TokenSequence
+
+NUM_ITEMS = 200
+# Rows of a batch of 32, and tokens of a row: few shapes to compile, and 7 of 8 token places are used.
+PACKING = {
+    "records_per_row": 8,
+    "num_rows": (8, 9, 11),
+    "tokens_per_row": {"vision": 28, "audio": 66, "text": 60},
+}
+EAGER_LONGEST, EAGER_MAXIMA = "torch eager, padded to the batch's longest", "torch eager, padded to the maxima"
+COMPILED_LONGEST, COMPILED_MAXIMA = "torch compiled, padded to the longest", "torch compiled, padded to the maxima"
+GOAL = 1.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workload.
+
+    Attributes:
+        path: of its records.
+        num_layers: of the model.
+        num_updates: of one measurement.
+        num_batches: different batches; then they come again.
+    """
+
+    path: str
+    num_layers: int
+    num_updates: int
+    num_batches: int
+
+    def config(self, *, is_packed: bool, has_dropout: bool) -> Config:
+        """The default configuration on these records."""
+        config = default.get_config()
+        config.data.path = self.path
+        config.model.num_layers = self.num_layers
+        config.train.num_epochs = 10_000
+        if is_packed:
+            packing = config.data.packing
+            packing.records_per_row, packing.num_rows = PACKING["records_per_row"], PACKING["num_rows"]
+            packing.tokens_per_row.update(PACKING["tokens_per_row"])
+        if not has_dropout:
+            config.model.dropout_rate = config.model.modality_dropout_rate = 0.0
+        return parse(config.to_dict())
+
+
+def write_records(path: Path, num_records: int, dim: int = 768) -> None:
+    """Random records with the lengths of utterances, all labelled, each with a slate of one item."""
+    generator = np.random.default_rng(1)
+    lengths = draw_lengths(num_records, seed=0, max_tokens=(16, 50, 32))
+    classes = {"emotion": fusion_step.NUM_EMOTIONS, "intent": fusion_step.NUM_INTENTS}
+    spec = DatasetSpec(
+        name="ragged",
+        description="random features, lengths of utterances",
+        source="benchmarks/ragged_step.py",
+        licence="CC0",
+        modalities={name: ModalitySpec(dim, "float32") for name in MODALITIES},
+        labels={
+            name: LabelSpec("categorical", tuple(f"{name}{index}" for index in range(count)))
+            for name, count in classes.items()
+        },
+        has_slates=True,
+    )
+    ones = np.ones(num_records)
+    slate = Slate(
+        item_index=generator.integers(0, NUM_ITEMS, num_records).astype(np.int32),
+        propensity=ones.astype(np.float32),
+        dwell_seconds=ones.astype(np.float32),
+        num_replays=ones.astype(np.int32),
+        is_liked=ones.astype(bool),
+        satisfaction=ones.astype(np.float32),
+    )
+    columns = RecordColumns(
+        ids=[f"r{index}" for index in range(num_records)],
+        features={
+            name: Ragged(generator.normal(size=(count.sum(), dim)).astype(np.float32), count)
+            for name, count in zip(MODALITIES, lengths.T, strict=True)
+        },
+        labels={
+            name: MaskedColumn(generator.integers(0, count, num_records).astype(np.int32))
+            for name, count in classes.items()
+        },
+        slate=slate,
+        slate_lengths=ones.astype(np.int64),
+    )
+    catalogue = Catalogue(
+        ids=[f"item{index}" for index in range(NUM_ITEMS)],
+        kind=(np.arange(NUM_ITEMS) % fusion_step.NUM_KINDS).astype(np.int32),
+        kind_names=tuple(f"kind{index}" for index in range(fusion_step.NUM_KINDS)),
+        features=generator.normal(size=(NUM_ITEMS, dim)).astype(np.float32),
+        texts=["{}"] * NUM_ITEMS,
+    )
+    with DatasetWriter(path, spec) as writer:
+        writer.write_catalogue(catalogue)
+        writer.write_columns("train", columns)
+
+
+class OurRun:
+    """The package's step on batches of its own pipeline."""
+
+    def __init__(self, config: Config):
+        dataset, mesh = Dataset.open(config.data.path), make_mesh(config)
+        model = build_model(config, dataset)
+        schedule = make_schedule(config.optimizer, num_steps=fusion_step.NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
+        optimizer = make_optimizer(config.optimizer, variable_shapes(model)["params"], schedule)
+        self._sharding = batch_sharding(mesh)
+        self._state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
+        self._step = jit_train_step(
+            make_train_step(model, optimizer, config, None), state_shapes(model, optimizer, mesh)
+        )
+        self._batches = input_pipeline.train_iterator(dataset, config, self._sharding)
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def update(self) -> jax.Array:
+        """One update on the next batch; its loss."""
+        batch = next(self._batches)
+        self.shapes.add(batch.audio.features.shape)
+        self._state, report = self._step(self._state, batch)
+        return report.loss
+
+    def compile(self, num_batches: int) -> None:
+        """Makes one update of every shape among the first batches; the iterator starts anew."""
+        fresh = self._batches.get_state()
+        seen: set[tuple[int, ...]] = set()
+        for _ in range(num_batches):
+            batch = next(self._batches)
+            if batch.audio.features.shape not in seen:
+                seen.add(batch.audio.features.shape)
+                self._state, report = self._step(self._state, batch)
+                report.loss.block_until_ready()
+        self._batches.set_state(fresh)
+
+
+def our_side(case: Case) -> rounds.Ready:
+    """Packed rows."""
+    compared = OurRun(case.config(is_packed=True, has_dropout=False))
+    evidence = np.array([float(compared.update()) for _ in range(fusion_step.NUM_COMPARED_UPDATES)])
+    config = case.config(is_packed=True, has_dropout=True)
+    run = OurRun(config)
+    run.compile(case.num_batches)
+    compilations: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compilations.append(seconds) if event.endswith("backend_compile_duration") else None
+    )
+
+    def measure() -> float:
+        started = time.perf_counter()
+        in_flight: deque[jax.Array] = deque()
+        for _ in range(case.num_updates):
+            in_flight.append(run.update())
+            if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+        loss = float(in_flight[-1])
+        seconds = time.perf_counter() - started
+        if compilations or not np.isfinite(loss):
+            raise RuntimeError(f"{len(compilations)} compilations after warm-up, loss {loss}")
+        return seconds
+
+    split = Dataset.open(config.data.path).split("train")
+    settings = {
+        "packing": PACKING,
+        "token_places": input_pipeline.token_use_line(split, config),
+        **rounds.versions("jax", "jaxlib"),
+    }
+    return rounds.Ready(measure, evidence, settings)
+
+
+def eager_longest_side(case: Case) -> rounds.Ready:
+    """The usual collate, operation by operation."""
+    return _torch_side(case, is_longest=True, mode=None)
+
+
+def eager_maxima_side(case: Case) -> rounds.Ready:
+    """One static shape, operation by operation."""
+    return _torch_side(case, is_longest=False, mode=None)
+
+
+def compiled_longest_side(case: Case) -> rounds.Ready:
+    """The usual collate, compiled once for all lengths."""
+    return _torch_side(case, is_longest=True, mode="default")
+
+
+def compiled_maxima_side(case: Case) -> rounds.Ready:
+    """One static shape, compiled."""
+    return _torch_side(case, is_longest=False, mode="default")
+
+
+def padded_batches(case: Case, config: Config, *, is_longest: bool) -> list[Batch]:
+    """The batches of our run's records in the same order, one record a row, on the host."""
+    dataset = Dataset.open(config.data.path)
+    split = dataset.split("train")
+    reader = BatchReader(split, config, input_pipeline.ranking_statistics(dataset, config))
+    size = config.data.batch_size
+    order = input_pipeline.ShuffledOrder(
+        num_records=split.num_records, batch_size=size, num_batches=case.num_batches, seed=config.seed
+    )
+    batches = [reader.read(order[step], padded_layouts(config.data, size)[-1]) for step in range(case.num_batches)]
+    return [batch.replace(**_to_longest(batch)) for batch in batches] if is_longest else batches
+
+
+def _to_longest(batch: Batch) -> dict[str, TokenSequence]:
+    cut = {}
+    for name, sequence in batch.sequences().items():
+        longest = int(sequence.segment_ids.sum(axis=1).max())
+        cut[name] = TokenSequence(
+            np.ascontiguousarray(sequence.features[:, :longest]),
+            np.ascontiguousarray(sequence.segment_ids[:, :longest]),
+        )
+    return cut
+
+
+def _torch_side(case: Case, *, is_longest: bool, mode: str | None) -> rounds.Ready:
+    import torch
+
+    from benchmarks import torch_mmei
+
+    config = case.config(is_packed=False, has_dropout=True)
+    compared = case.config(is_packed=False, has_dropout=False)
+    batches = padded_batches(case, config, is_longest=is_longest)
+    tensors = [torch_mmei.to_torch(batch, "cpu") for batch in batches]
+    torch.manual_seed(config.seed)
+    update = _torch_updates(compared, tensors, None)
+    evidence = np.array([float(update(index)) for index in range(fusion_step.NUM_COMPARED_UPDATES)])
+    update = _torch_updates(config, tensors, mode)
+    for index in range(3):
+        update(index)
+    turn = itertools.count()
+
+    def measure() -> float:
+        started = time.perf_counter()
+        for _ in range(case.num_updates):
+            loss = update(next(turn) % case.num_batches)
+        value = float(loss)
+        seconds = time.perf_counter() - started
+        if not np.isfinite(value):
+            raise RuntimeError(f"loss {value}")
+        return seconds
+
+    tokens = sum(int((sequence.segment_ids > 0).sum()) for batch in batches for sequence in batch.sequences().values())
+    places = sum(sequence.segment_ids.size for batch in batches for sequence in batch.sequences().values())
+    settings = {
+        "token_places": f"{tokens / places:.0%} used",
+        "threads": torch.get_num_threads(),
+        "compile_mode": mode or "none",
+        **rounds.versions("torch"),
+    }
+    return rounds.Ready(measure, evidence, settings)
+
+
+def _torch_updates(config: Config, batches: Sequence[Mapping[str, Any]], mode: str | None) -> Callable[[int], Any]:
+    """A function that makes one update of the peer, from our weights, and gives its loss."""
+    import torch
+
+    from benchmarks import torch_mmei
+    from mmei_jax.state import initialize
+
+    ours = build_model(config, Dataset.open(config.data.path))
+    model = torch_mmei.TorchMmei(config, ours.tasks)
+    torch_mmei.load_parameters(model, jax.jit(lambda: initialize(ours, config.seed))()["params"])
+    model.train()
+    optimizer = torch_mmei.make_optimizer(model, config, fused=True)
+    schedule = make_schedule(config.optimizer, num_steps=fusion_step.NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
+    rates = [float(schedule(index)) for index in range(fusion_step.NUM_COMPARED_UPDATES)]
+    forward = model if mode is None else torch.compile(model, mode=mode, fullgraph=True)
+
+    def update(index: int) -> Any:
+        for group in optimizer.param_groups:
+            group["lr"] = rates[min(index, len(rates) - 1)]
+        optimizer.zero_grad(set_to_none=True)
+        loss = forward(batches[index])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        return loss.detach()
+
+    return update
+
+
+SIDES = {
+    rounds.OURS: "benchmarks.ragged_step:our_side",
+    EAGER_LONGEST: "benchmarks.ragged_step:eager_longest_side",
+    EAGER_MAXIMA: "benchmarks.ragged_step:eager_maxima_side",
+    COMPILED_LONGEST: "benchmarks.ragged_step:compiled_longest_side",
+    COMPILED_MAXIMA: "benchmarks.ragged_step:compiled_maxima_side",
+}
+GOALS = {EAGER_LONGEST: GOAL, EAGER_MAXIMA: None, COMPILED_LONGEST: GOAL, COMPILED_MAXIMA: None}
+
+
+def main() -> None:
+    """Measures, prints a table, and a JSON line at the end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="1 layer, one peer, 2 rounds: within a minute")
+    parser.add_argument("--num_rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--peers", default="eager", choices=("eager", "compiled"), help="default: %(default)s")
+    parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
+    arguments = parser.parse_args()
+    peers = [name for name in GOALS if f"torch {arguments.peers}" in name][: 1 if arguments.quick else None]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records"
+        num_batches = 8 if arguments.quick else 32
+        write_records(path, num_records=32 * num_batches)
+        case = Case(str(path), 1 if arguments.quick else 4, 8 if arguments.quick else 16, num_batches)
+        timing = rounds.measure_sides(
+            {name: SIDES[name] for name in (rounds.OURS, *peers)},
+            case,
+            num_rounds=2 if arguments.quick else arguments.num_rounds,
+            agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=2e-5),
+            environment={name: {"JAX_PLATFORMS": "cpu"} for name in (rounds.OURS, *peers)},
+        )
+    num_records = 32 * case.num_updates
+    name = "cpu, batch 32, lengths of utterances" + (", 1 layer (quick)" if arguments.quick else "")
+    entries = [
+        rounds.case_record(
+            name,
+            timing,
+            peer,
+            goal=None if arguments.quick else GOALS[peer],
+            our_records_per_second=round(num_records / timing.median_seconds(rounds.OURS), 1),
+            peer_records_per_second=round(num_records / timing.median_seconds(peer), 1),
+        )
+        for peer in peers
+    ]
+    for entry in entries:
+        print(
+            f"{entry['our_records_per_second']} records/s packed against {entry['peer']} "
+            f"{entry['peer_records_per_second']}, ratios {entry['ratio_range']}\n"
+            f"  ours: {json.dumps(entry['our_settings'])}\n  {entry['peer']}: {json.dumps(entry['peer_settings'])}",
+            flush=True,
+        )
+    rounds.print_summary("ragged_step", entries, arguments.results, versions=rounds.versions("jax", "torch"))
+
+
+if __name__ == "__main__":
+    main()
