@@ -6,7 +6,7 @@ The model, the losses and the update are ``fusion_step``'s: d = 256, 4 layers, b
 32 text tokens of 768 features, dropout as the recipe trains. The lengths are drawn from a table of MELD's utterances
 (``utterance_lengths``). We train through the package's own input pipeline: reading memory-mapped shards, packing and
 placing are part of what is measured. The peers' batches, of the same records in the same order, lie ready in memory,
-padded as is usual, each modality to the longest of the batch; and, for a second figure, to the maxima. Every measurement
+padded as is usual, each modality to the longest of the batch; and, for a second figure, to the maxima. Each measurement
 goes on to other batches, of 32 in all. No side compiles after its warm-up. Before anything is measured, five updates
 without dropout must give the same losses on all sides.
 """
