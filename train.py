@@ -23,8 +23,10 @@ def main() -> int:
     """Trains, and says how to go on."""
     # Imported here so that --help and a wrong flag answer at once.
     from mmei_jax.config import parse
+    from mmei_jax.host_memory import keep_freed_memory
     from mmei_jax.training import train
 
+    keep_freed_memory()
     result = train(parse(CONFIG.value.to_dict()), Path(WORKDIR.value))
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} at step {result.step}, saved; the same command goes on from there")

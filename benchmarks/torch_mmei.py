@@ -21,7 +21,7 @@ Tensors = dict[str, Any]
 
 
 class Attention(nn.Module):
-    """Multi-head attention; ``joined`` names the projections that one product computes, as they read the same tokens."""
+    """Multi-head attention; ``joined``: the projections that one product computes, as they read the same tokens."""
 
     def __init__(self, dim: int, num_heads: int, *, reads_itself: bool):
         super().__init__()
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(dim, dim, bias=False)
 
     def forward(self, queries: Tensor, context: Tensor, mask: Tensor, has_any: Tensor) -> Tensor:
-        """``mask``: ``[batch, 1, 1, keys]``; ``has_any``: ``[batch, 1, 1]``, 0 for a record without anything to read."""
+        """``mask``: ``[batch, 1, 1, keys]``; ``has_any``: ``[batch, 1, 1]``, 0 for a record with nothing to read."""
         rows, num_queries, dim = queries.shape
         parts = [
             part.transpose(1, 2)
@@ -56,6 +56,7 @@ class FeedForward(nn.Module):
         self.output = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps each token on its own."""
         return self.output(F.gelu(self.hidden(x)))
 
 
@@ -74,6 +75,7 @@ class CrossModalLayer(nn.Module):
             self.add_module(f"{name}_feed_forward", FeedForward(config.dim, config.feedforward_dim))
 
     def forward(self, states: Tensors, self_masks: Tensors, cross_masks: Tensors) -> Tensors:
+        """The states after the layer; masks as :func:`_key_mask` gives them."""
         get = self.get_submodule
         after = {}
         for name, state in states.items():
@@ -104,6 +106,7 @@ class Embedding(nn.Module):
         self.register_buffer("scale", torch.ones(input_dim), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
+        """``[batch, tokens, dim]``."""
         states = self.projection((features - self.mean) * self.scale)
         states = states + (self.type_embedding + self.position_embedding[: features.shape[1]])
         return F.dropout(states, self.rate, self.training)
@@ -128,6 +131,7 @@ class Head(nn.Module):
         self.logits = nn.Linear(config.dim, num_outputs)
 
     def forward(self, fused: Tensor, vectors: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the state that they are read from."""
         states = torch.cat([fused[:, None], vectors], dim=1) + self.token_embedding
         normed = self.layer_0["attention_norm"](states)
         read = self.layer_0["attention"](normed, normed, mask, torch.ones_like(fused[:, :1, None]))

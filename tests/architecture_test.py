@@ -24,6 +24,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("command",),
         ("workdir",),
+        ("host_memory",),
         ("encoders.transformer",),
         ("losses", "record_losses", "ranking_losses"),
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics"),

@@ -187,7 +187,11 @@ class Dropout(nn.Module):
 
 
 def add_branch(states: Float[Array, "*shape"], branch: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``states + branch``: the residual stream after a branch, written out once, and so is its gradient."""
+    """``states + branch``, the residual stream after a branch: stored once, and so is its gradient.
+
+    Without the barrier a compiler may fuse the sum into each of its readers. The stream is a sum over all layers, so
+    every layer would add up all earlier ones again, and its gradient all later ones.
+    """
     return lax.optimization_barrier(states + branch)
 
 

@@ -1,0 +1,113 @@
+"""The benchmark of the train step: its torch peer computes what we compute, and one that does not is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import fusion_step, rounds, torch_mmei
+from benchmarks.fusion_cases import EAGER, NUM_BATCHES, WITHOUT_DROPOUT, Case, make_batches, make_tasks
+from mmei_jax.types import TokenSequence
+
+TINY = Case(
+    "tiny",
+    {EAGER: 1.0},
+    batch_size=4,
+    feature_dim=12,
+    changes={
+        "model__dim": 16,
+        "model__num_heads": 2,
+        "model__num_layers": 2,
+        "model__feedforward_dim": 24,
+        "model__embedding_dim": 8,
+        "data__max_tokens": {"vision": (3,), "audio": (5,), "text": (4,)},
+        "optimizer__learning_rate": 1e-3,
+    },
+)
+NUM_UPDATES = 5
+
+
+def tiny_batches():
+    return make_batches(TINY, make_tasks(TINY, TINY.config()))
+
+
+def with_padding(batches):
+    """The batches, with records of different lengths; some lack a modality."""
+    lengths = np.array([[3, 5, 4], [1, 0, 2], [0, 2, 0], [2, 4, 3]])
+
+    def pad(batch):
+        padded = {}
+        for index, (name, each) in enumerate(batch.sequences().items()):
+            is_token = np.arange(each.segment_ids.shape[1])[None] < lengths[:, index, None]
+            padded[name] = TokenSequence(each.features, is_token.astype(np.int32))
+        return dataclasses.replace(batch, **padded)
+
+    return [pad(batch) for batch in batches]
+
+
+def our_losses(batches):
+    run = fusion_step.OurRun(TINY, TINY.config(**WITHOUT_DROPOUT), batches)
+    return np.array([float(run.update(index)) for index in range(NUM_UPDATES)])
+
+
+def their_losses(batches, config=None):
+    tensors = [torch_mmei.to_torch(batch, "cpu") for batch in batches]
+    config = config or TINY.config(**WITHOUT_DROPOUT)
+    update = fusion_step.torch_updates(TINY, config, tensors, "cpu", mode=None)
+    return np.array([float(update(index)) for index in range(NUM_UPDATES)])
+
+
+@pytest.mark.parametrize("change", [lambda batches: batches, with_padding], ids=["full", "padded"])
+def test_torch_peer_has_our_losses_over_several_updates(change):
+    batches = change(tiny_batches())
+    ours = our_losses(batches)
+    assert len(set(ours)) == NUM_UPDATES
+    np.testing.assert_allclose(their_losses(batches), ours, rtol=5e-6)
+
+
+def test_peer_that_learns_at_another_rate_is_found_to_differ():
+    batches = tiny_batches()
+    changed = TINY.config(**WITHOUT_DROPOUT, optimizer__learning_rate=1.1e-3)
+    assert rounds.differ_by(our_losses(batches), their_losses(batches, changed), relative=TINY.tolerance)
+
+
+def test_torch_peer_drops_out():
+    batches = tiny_batches()
+    torch.manual_seed(0)
+    assert not np.allclose(their_losses(batches, TINY.config()), our_losses(batches), rtol=1e-2)
+
+
+def stub_side(case):
+    """Stands in for ours."""
+    return rounds.Ready(measure=lambda: 1.0, evidence=np.array([2.0, 1.9]))
+
+
+def perturbed_side(case):
+    """Loses a little more."""
+    return rounds.Ready(measure=lambda: pytest.fail("measured"), evidence=np.array([2.0, 1.9002]))
+
+
+def test_ratio_is_refused_when_losses_differ():
+    sides = {rounds.OURS: "tests.fusion_step_test:stub_side", EAGER: "tests.fusion_step_test:perturbed_side"}
+    with pytest.raises(rounds.SidesDiffer, match="torch eager and ours differ"):
+        fusion_step.measure_case(TINY, num_rounds=1, sides=sides)
+
+
+def test_several_updates_in_one_call_are_the_same_updates():
+    batches = tiny_batches()
+    run = fusion_step.OurRun(TINY, TINY.config(**WITHOUT_DROPOUT), batches)
+    losses = [float(run.update(index)) for index in range(2 * NUM_BATCHES)]
+    run = fusion_step.OurRun(TINY, TINY.config(**WITHOUT_DROPOUT), batches)
+    dispatch = run.dispatcher(NUM_BATCHES)
+    found = [float(dispatch()) for _ in range(2)]
+    np.testing.assert_allclose(found, losses[NUM_BATCHES - 1 :: NUM_BATCHES], rtol=1e-6)
+
+
+def test_operations_of_matrix_products_are_counted_through_loops():
+    def function(x):
+        return jax.lax.scan(lambda carry, _: (carry @ x, None), x, None, length=3)[0] + jax.jit(jnp.matmul)(x, x)
+
+    assert fusion_step.matmul_operations(function, jnp.ones((5, 5))) == 4 * 2 * 5**3
