@@ -20,9 +20,8 @@ PACKAGE = ROOT / "mmei_jax"
 
 # Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("types", "config"),),
+    (("types", "config", "command"),),
     (
-        ("command",),
         ("workdir",),
         ("host_memory",),
         ("encoders.transformer",),

@@ -6,7 +6,6 @@ which the modality is present. Nothing else is fitted. The result is frozen as :
 model is trained.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mmei_jax.command import CommandParser
 from mmei_jax.simulation.aigc_int import AMPLITUDE, CHUNK_RECORDS, MIN_DIM, draw_latents, draw_tokens
 from mmei_jax.simulation.aigc_int_posterior import evidence, log_posterior, log_sum_exp
 from mmei_jax.types import MODALITIES, InputError
@@ -99,7 +99,7 @@ def calibrate(modality: str, num_records: int, *, seed: int = CALIBRATION_SEED) 
 
 def main(arguments: Sequence[str]) -> int:
     """The command ``calibrate``: prints one line of progress per modality, and the amplitudes as JSON at the end."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m mmei_jax.simulation.aigc_int calibrate",
         description="Calibrates the simulated evidence on the paper's unimodal accuracies. It prints what it finds and "
         "changes nothing: the amplitudes in use are constants of the code.",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.simulation.aigc_int import EMOTIONS, INTENTS, KINDS, Chunk, Latents, Tokens, draw_latents, stream
 from mmei_jax.simulation.aigc_int_feedback import (
     SLATE_SIZE,
@@ -65,7 +66,6 @@ def _round_tokens(chunk: Chunk, dtype: str) -> Chunk:
 def main(arguments: Sequence[str]) -> int:
     """The command ``generate``: writes the shards; returns the exit code."""
     from mmei_jax import records
-    from mmei_jax.command import report_errors
 
     options = _parse(arguments)
     spec = records.DatasetSpec(
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m mmei_jax.simulation.aigc_int generate",
         description="Writes simulated records as feature shards, streamed: memory does not grow with their number.",
     )

@@ -15,7 +15,6 @@ Figures are named as metrics are (``emotion/accuracy``); who predicts, and on wh
 truth or as prediction; one that is never predicted has precision 0, and recall 0 if it never occurs.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from mmei_jax.command import CommandParser
 from mmei_jax.simulation.aigc_int import EMOTION_PRIOR, INTENTS, NUM_MANNERS, Chunk, Latents, stream
 from mmei_jax.simulation.aigc_int_feedback import (
     expected_satisfaction,
@@ -242,7 +242,7 @@ def report_lines(totals: ReferenceTotals) -> Iterator[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """The command ``report``: prints the tables of the data set card, as Markdown."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m mmei_jax.simulation.aigc_int report",
         description="Prints what can be reached at best on simulated records: the tables of the data set card.",
     )
