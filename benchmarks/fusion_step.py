@@ -253,7 +253,7 @@ def torch_updates(
             group["lr"] = float(rates[min(index, len(rates) - 1)])
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=is_half):
-            loss = forward(batches[index % NUM_BATCHES])
+            loss = forward(batches[index % len(batches)])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
         optimizer.step()

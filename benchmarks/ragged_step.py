@@ -17,20 +17,19 @@ import json
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks import fusion_step, rounds
+from benchmarks import fusion_cases, fusion_step, rounds
 from benchmarks.utterance_lengths import draw_lengths
 from configs import default
 from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader
 from mmei_jax.config import Config, parse
+from mmei_jax.host_memory import keep_freed_memory
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.packing import padded_layouts
 from mmei_jax.records import (
@@ -98,7 +97,7 @@ def write_records(path: Path, num_records: int, dim: int = 768) -> None:
     """Random records with the lengths of utterances, all labelled, each with a slate of one item."""
     generator = np.random.default_rng(1)
     lengths = draw_lengths(num_records, seed=0, max_tokens=(16, 50, 32))
-    classes = {"emotion": fusion_step.NUM_EMOTIONS, "intent": fusion_step.NUM_INTENTS}
+    classes = {"emotion": fusion_cases.NUM_EMOTIONS, "intent": fusion_cases.NUM_INTENTS}
     spec = DatasetSpec(
         name="ragged",
         description="random features, lengths of utterances",
@@ -135,8 +134,8 @@ def write_records(path: Path, num_records: int, dim: int = 768) -> None:
     )
     catalogue = Catalogue(
         ids=[f"item{index}" for index in range(NUM_ITEMS)],
-        kind=(np.arange(NUM_ITEMS) % fusion_step.NUM_KINDS).astype(np.int32),
-        kind_names=tuple(f"kind{index}" for index in range(fusion_step.NUM_KINDS)),
+        kind=(np.arange(NUM_ITEMS) % fusion_cases.NUM_KINDS).astype(np.int32),
+        kind_names=tuple(f"kind{index}" for index in range(fusion_cases.NUM_KINDS)),
         features=generator.normal(size=(NUM_ITEMS, dim)).astype(np.float32),
         texts=["{}"] * NUM_ITEMS,
     )
@@ -182,7 +181,8 @@ class OurRun:
 
 
 def our_side(case: Case) -> rounds.Ready:
-    """Packed rows."""
+    """Packed rows, in a process set up as ``train.py`` does."""
+    keep_freed_memory()
     compared = OurRun(case.config(is_packed=True, has_dropout=False))
     evidence = np.array([float(compared.update()) for _ in range(fusion_step.NUM_COMPARED_UPDATES)])
     config = case.config(is_packed=True, has_dropout=True)
@@ -269,9 +269,11 @@ def _torch_side(case: Case, *, is_longest: bool, mode: str | None) -> rounds.Rea
     batches = padded_batches(case, config, is_longest=is_longest)
     tensors = [torch_mmei.to_torch(batch, "cpu") for batch in batches]
     torch.manual_seed(config.seed)
-    update = _torch_updates(compared, tensors, None)
+    # The peer's model is that of fusion_step's cases, from the same parameters as ours.
+    peer = fusion_cases.Case("ragged", {}, changes={"model__num_layers": case.num_layers})
+    update = fusion_step.torch_updates(peer, compared, tensors, "cpu", None)
     evidence = np.array([float(update(index)) for index in range(fusion_step.NUM_COMPARED_UPDATES)])
-    update = _torch_updates(config, tensors, mode)
+    update = fusion_step.torch_updates(peer, config, tensors, "cpu", mode)
     for index in range(3):
         update(index)
     turn = itertools.count()
@@ -279,7 +281,7 @@ def _torch_side(case: Case, *, is_longest: bool, mode: str | None) -> rounds.Rea
     def measure() -> float:
         started = time.perf_counter()
         for _ in range(case.num_updates):
-            loss = update(next(turn) % case.num_batches)
+            loss = update(next(turn))
         value = float(loss)
         seconds = time.perf_counter() - started
         if not np.isfinite(value):
@@ -295,35 +297,6 @@ def _torch_side(case: Case, *, is_longest: bool, mode: str | None) -> rounds.Rea
         **rounds.versions("torch"),
     }
     return rounds.Ready(measure, evidence, settings)
-
-
-def _torch_updates(config: Config, batches: Sequence[Mapping[str, Any]], mode: str | None) -> Callable[[int], Any]:
-    """A function that makes one update of the peer, from our weights, and gives its loss."""
-    import torch
-
-    from benchmarks import torch_mmei
-    from mmei_jax.state import initialize
-
-    ours = build_model(config, Dataset.open(config.data.path))
-    model = torch_mmei.TorchMmei(config, ours.tasks)
-    torch_mmei.load_parameters(model, jax.jit(lambda: initialize(ours, config.seed))()["params"])
-    model.train()
-    optimizer = torch_mmei.make_optimizer(model, config, fused=True)
-    schedule = make_schedule(config.optimizer, num_steps=fusion_step.NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
-    rates = [float(schedule(index)) for index in range(fusion_step.NUM_COMPARED_UPDATES)]
-    forward = model if mode is None else torch.compile(model, mode=mode, fullgraph=True)
-
-    def update(index: int) -> Any:
-        for group in optimizer.param_groups:
-            group["lr"] = rates[min(index, len(rates) - 1)]
-        optimizer.zero_grad(set_to_none=True)
-        loss = forward(batches[index])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-        optimizer.step()
-        return loss.detach()
-
-    return update
 
 
 SIDES = {
