@@ -12,12 +12,12 @@ without dropout must give the same losses on all sides.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import tempfile
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -51,18 +51,14 @@ from mmei_jax.training import MAX_UPDATES_IN_FLIGHT
 from mmei_jax.types import MODALITIES, Batch, TokenSequence
 
 NUM_ITEMS = 200
-# Rows of a batch of 32, and tokens of a row: few shapes to compile, and 7 of 8 token places are used.
-PACKING = {
-    "records_per_row": 8,
-    "num_rows": (8, 9, 11),
-    "tokens_per_row": {"vision": 28, "audio": 66, "text": 60},
-}
+# Four mean records to a row, and room for more where they are short.
+RECORDS_PER_ROW, TOKENS_PER_ROW = 8, {"vision": 28, "audio": 66, "text": 60}
 EAGER_LONGEST, EAGER_MAXIMA = "torch eager, padded to the batch's longest", "torch eager, padded to the maxima"
 COMPILED_LONGEST, COMPILED_MAXIMA = "torch compiled, padded to the longest", "torch compiled, padded to the maxima"
 GOAL = 1.5
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
     """One workload.
 
@@ -71,12 +67,14 @@ class Case:
         num_layers: of the model.
         num_updates: of one measurement.
         num_batches: different batches; then they come again.
+        num_rows: of packed batches; each is one more shape to compile.
     """
 
     path: str
     num_layers: int
     num_updates: int
     num_batches: int
+    num_rows: tuple[int, ...]
 
     def config(self, *, is_packed: bool, has_dropout: bool) -> Config:
         """The default configuration on these records."""
@@ -85,12 +83,15 @@ class Case:
         config.model.num_layers = self.num_layers
         config.train.num_epochs = 10_000
         if is_packed:
-            packing = config.data.packing
-            packing.records_per_row, packing.num_rows = PACKING["records_per_row"], PACKING["num_rows"]
-            packing.tokens_per_row.update(PACKING["tokens_per_row"])
+            config.data.packing.records_per_row, config.data.packing.num_rows = RECORDS_PER_ROW, self.num_rows
+            config.data.packing.tokens_per_row.update(TOKENS_PER_ROW)
         if not has_dropout:
             config.model.dropout_rate = config.model.modality_dropout_rate = 0.0
         return parse(config.to_dict())
+
+
+CASE = Case("", num_layers=4, num_updates=16, num_batches=32, num_rows=(8, 9, 11))
+QUICK_CASE = Case("", num_layers=1, num_updates=8, num_batches=8, num_rows=(11,))
 
 
 def write_records(path: Path, num_records: int, dim: int = 768) -> None:
@@ -208,7 +209,7 @@ def our_side(case: Case) -> rounds.Ready:
 
     split = Dataset.open(config.data.path).split("train")
     settings = {
-        "packing": PACKING,
+        "records_per_row": RECORDS_PER_ROW,
         "token_places": input_pipeline.token_use_line(split, config),
         **rounds.versions("jax", "jaxlib"),
     }
@@ -320,9 +321,9 @@ def main() -> None:
     peers = [name for name in GOALS if f"torch {arguments.peers}" in name][: 1 if arguments.quick else None]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records"
-        num_batches = 8 if arguments.quick else 32
-        write_records(path, num_records=32 * num_batches)
-        case = Case(str(path), 1 if arguments.quick else 4, 8 if arguments.quick else 16, num_batches)
+        case = QUICK_CASE if arguments.quick else CASE
+        write_records(path, num_records=32 * case.num_batches)
+        case = dataclasses.replace(case, path=str(path))
         timing = rounds.measure_sides(
             {name: SIDES[name] for name in (rounds.OURS, *peers)},
             case,
