@@ -180,7 +180,8 @@ def _write(records: ModuleType, writer: Any, options: argparse.Namespace) -> Map
     for drawn in progress(stream(options.seed, options.num_records, options.dim), options.num_records):
         chunk = _round_tokens(drawn, options.dtype)
         predictions = predict(chunk)
-        slates = draw_slates(options.seed, chunk.index, chunk.latents)
+        # Of the whole chunk, also where the data set ends within it: a record's slate must not depend on the others.
+        slates = draw_slates(options.seed, chunk.index, draw_latents(options.seed, chunk.index))
         relevant = relevant_items(chunk.latents)
         for name, is_member in _membership(options, chunk).items():
             rows = np.flatnonzero(is_member)
