@@ -8,7 +8,8 @@ from mmei_jax.records import Dataset
 from mmei_jax.simulation import aigc_int
 from mmei_jax.types import MODALITIES
 
-SMALL = learning_curve.Curve({20: 1, 50: 1, 300: 1}, 2, num_validation=30, num_test=40)
+RECIPE = learning_curve.Recipe(num_epochs=1, dropout_rate=0.25)
+SMALL = learning_curve.Curve(dict.fromkeys((20, 50, 300), RECIPE), 2, num_validation=30, num_test=40)
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,14 @@ def test_training_sets_have_the_asked_sizes_and_share_no_record_with_validation_
     held_out = {*_ids(data, ("validation",)), *_ids(data, ("test",))}
     assert len(held_out) == 70
     for seed in (0, 1):
-        for size in SMALL.num_epochs:
+        for size in SMALL.recipes:
             ids = _ids(data, SMALL.train_splits(size, seed))
             assert len(ids) == len(set(ids)) == size
             assert not held_out & set(ids)
 
 
 def test_training_sets_of_one_seed_are_nested_and_of_two_seeds_disjoint_but_for_the_largest(data):
-    by_seed = [[set(_ids(data, SMALL.train_splits(size, seed))) for size in SMALL.num_epochs] for seed in (0, 1)]
+    by_seed = [[set(_ids(data, SMALL.train_splits(size, seed))) for size in SMALL.recipes] for seed in (0, 1)]
     for smallest, middle, largest in by_seed:
         assert smallest < middle < largest
     assert not by_seed[0][1] & by_seed[1][1]
@@ -42,16 +43,18 @@ def test_training_sets_of_one_seed_are_nested_and_of_two_seeds_disjoint_but_for_
 @pytest.mark.parametrize("curve", [learning_curve.FULL, learning_curve.QUICK, SMALL])
 def test_configuration_of_every_size_and_seed_is_accepted_and_selects_on_validation_only(curve, tmp_path):
     for seed in range(curve.num_seeds):
-        for size in curve.num_epochs:
+        for size in curve.recipes:
             config = curve.config(tmp_path, size, seed)
             sizes = curve.split_sizes()
             assert sum(sizes[name] for name in config.data.train_splits) == size
             assert (config.data.validation_splits, config.data.test_splits) == (("validation",), ("test",))
             assert config.seed == seed
+            recipe = curve.recipes[size]
+            assert (config.train.num_epochs, config.model.dropout_rate) == (recipe.num_epochs, recipe.dropout_rate)
 
 
 def test_data_of_another_curve_is_refused(data):
-    other = learning_curve.Curve({20: 1, 60: 1, 300: 1}, 2, num_validation=30, num_test=40)
+    other = learning_curve.Curve(dict.fromkeys((20, 60, 300), RECIPE), 2, num_validation=30, num_test=40)
     with pytest.raises(SystemExit, match="other splits"):
         learning_curve.make_data(other, data)
 
