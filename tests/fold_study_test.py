@@ -65,16 +65,16 @@ def test_no_video_is_in_two_folds(data):
 
 
 def test_peer_is_the_ridge_classifier_on_the_raw_arrays_of_the_other_folds(data):
+    """On inputs that tell nothing, so that no two training sets give the same errors in every fold."""
     arrays = _made_up()
-    test_ids = Dataset.open(data).split("fold2").ids(np.arange(Dataset.open(data).split("fold2").num_records))
-    is_test = np.isin(arrays["segment_id"], test_ids)
-    inputs = np.concatenate([arrays["audio"], arrays["text"]], axis=1)
-    scaler = StandardScaler().fit(inputs[~is_test])
-    model = RidgeClassifier(alpha=100.0).fit(scaler.transform(inputs[~is_test]), arrays["sentiment"][~is_test])
-    predicted = model.predict(scaler.transform(inputs[is_test]))
-    expected = np.mean(predicted == arrays["sentiment"][is_test])
-    assert fold_study.peer_score(mosi.STUDY, data, ("audio", "text"), 2).accuracy == expected
-    assert expected > 0.5
+    inputs, labels = np.concatenate([arrays["audio"], arrays["vision"]], axis=1), arrays["sentiment"]
+    for fold in range(5):
+        split = Dataset.open(data).split(f"fold{fold}")
+        is_test = np.isin(arrays["segment_id"], split.ids(np.arange(split.num_records)))
+        scaler = StandardScaler().fit(inputs[~is_test])
+        model = RidgeClassifier(alpha=100.0).fit(scaler.transform(inputs[~is_test]), labels[~is_test])
+        expected = np.mean(model.predict(scaler.transform(inputs[is_test])) == labels[is_test])
+        assert fold_study.peer_score(mosi.STUDY, data, ("audio", "vision"), fold).accuracy == expected
 
 
 def test_shuffled_control_keeps_how_positive_each_video_is(data, tmp_path):
@@ -105,7 +105,7 @@ def test_paired_difference_averages_seeds_and_draws_folds():
 
 @pytest.mark.skipif(not REAL_FILE.exists(), reason="the CMU-MOSI features are not beside the checkout")
 def test_ridge_by_video_on_the_real_features_is_as_known(tmp_path):
-    """559 utterances. On other folds audio gives up to 0.64: its mean moves by as much as the videos are dealt anew."""
+    """559 utterances; the figures that docs/results.md gives for the peer."""
     data = fold_study.import_folds(mosi.STUDY, str(REAL_FILE), tmp_path / "data", ())
     assert sum(Dataset.open(data).split(f"fold{fold}").num_records for fold in range(5)) == 559
 
