@@ -41,8 +41,12 @@ __all__ = [
     "is_smaller_better",
     "joint_metrics",
     "merge_all",
+    "modality_presence",
     "modality_weight_metrics",
     "multi_label_metrics",
+    "record_binary_cross_entropy",
+    "record_cross_entropy",
+    "record_ranking_values",
 ]
 
 
@@ -163,7 +167,7 @@ def classification_metrics(task: str, logits: Float[Array, "batch classes"], lab
     confusion = ConfusionMatrix.from_model_output(
         jnp.argmax(logits, axis=-1), label.value, label.is_labelled, num_classes=logits.shape[-1]
     )
-    cross_entropy = Means.from_model_output({"cross_entropy": _cross_entropy(logits, label)}, label.is_labelled)
+    cross_entropy = Means.from_model_output({"cross_entropy": record_cross_entropy(logits, label)}, label.is_labelled)
     return {f"{task}/confusion": confusion, f"{task}/cross_entropy": cross_entropy}
 
 
@@ -194,7 +198,7 @@ def joint_metrics(
         is_counted,
         num_classes=emotion.shape[-1] * num_intents,
     )
-    values = _cross_entropy(emotion, emotion_label) + _cross_entropy(intent, intent_label)
+    values = record_cross_entropy(emotion, emotion_label) + record_cross_entropy(intent, intent_label)
     return {
         "joint/confusion": confusion,
         "joint/cross_entropy": Means.from_model_output({"cross_entropy": values}, is_counted),
@@ -216,9 +220,8 @@ def multi_label_metrics(
         Metrics by key.
     """
     confusion = MultiLabelConfusion.from_model_output(logits, label.value, label.is_labelled, class_names=class_names)
-    logits = logits.astype(jnp.float32)
-    values = label.value * jax.nn.softplus(-logits) + (1.0 - label.value) * jax.nn.softplus(logits)
-    cross_entropy = Means.from_model_output({"cross_entropy": jnp.mean(values, axis=-1)}, label.is_labelled)
+    values = record_binary_cross_entropy(logits, label)
+    cross_entropy = Means.from_model_output({"cross_entropy": values}, label.is_labelled)
     return {f"{task}/confusion": confusion, f"{task}/cross_entropy": cross_entropy}
 
 
@@ -230,7 +233,24 @@ def catalogue_metrics(
     *,
     cutoffs: tuple[int, ...] = (10,),
 ) -> dict[str, Metric]:
-    """Ranks the whole catalogue by Eq. 7 for each record; see :mod:`mmei_jax.ranking_metrics`.
+    """Ranks the whole catalogue by Eq. 7 for each record; see :func:`record_ranking_values`, of which it takes means.
+
+    Returns:
+        Metrics by key.
+    """
+    values, is_counted = record_ranking_values(user_embedding, catalogue_embedding, targets, is_record, cutoffs=cutoffs)
+    return {"ranking/catalogue": Means.from_model_output(values, is_counted)}
+
+
+def record_ranking_values(
+    user_embedding: Float[Array, "batch embedding"],
+    catalogue_embedding: Float[Array, "items embedding"],
+    targets: RankingTargets,
+    is_record: Bool[Array, "batch"],
+    *,
+    cutoffs: tuple[int, ...] = (10,),
+) -> tuple[dict[str, Float[Array, "batch"]], Bool[Array, "batch"]]:
+    """The ranking metrics of each record; see :mod:`mmei_jax.ranking_metrics`.
 
     Args:
         user_embedding: ``[batch, embedding]`` float, F_u.
@@ -240,7 +260,7 @@ def catalogue_metrics(
         cutoffs: k.
 
     Returns:
-        Metrics by key.
+        ``[batch]`` float32 by name, and ``[batch]`` bool: which records are counted; what others hold is arbitrary.
     """
     # HIGHEST: on accelerators the default would round float32 inputs of the product to fewer bits, and make ties.
     scores = jnp.matmul(
@@ -249,11 +269,7 @@ def catalogue_metrics(
         precision=jax.lax.Precision.HIGHEST,
     )
     is_counted = is_record & jnp.any(targets.relevant_index >= 0, axis=-1)
-    return {
-        "ranking/catalogue": Means.from_model_output(
-            ranking_values(scores, targets.relevant_index, cutoffs), is_counted
-        )
-    }
+    return ranking_values(scores, targets.relevant_index, cutoffs), is_counted
 
 
 def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
@@ -267,20 +283,33 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
         Metrics by key, one for each modality that the batch carries.
     """
     found: dict[str, Metric] = {}
-    for name, sequence in batch.sequences().items():
+    for name, is_present in modality_presence(batch).items():
         alpha = outputs.modality_weights[:, MODALITIES.index(name)]
-        is_present = batch.is_record & _has_tokens(sequence, batch.is_record.shape[0])
         found[f"alpha/{name}"] = Means.from_model_output({name: alpha}, is_present)
     return found
+
+
+def modality_presence(batch: Batch) -> dict[str, Bool[Array, "batch"]]:
+    """``[batch]`` bool for each modality that the batch carries: whether a record, not filler, has a token of it."""
+    num_records = batch.is_record.shape[0]
+    return {name: batch.is_record & _has_tokens(sequence, num_records) for name, sequence in batch.sequences().items()}
+
+
+def record_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
+    """``[batch]`` float32 nats: minus the log probability of each record's class; arbitrary where not labelled."""
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    safe_class = jnp.where(label.is_labelled, label.value, 0)
+    return -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]
+
+
+def record_binary_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
+    """``[batch]`` float32 nats: mean over classes of the binary cross-entropies; arbitrary where not labelled."""
+    logits = logits.astype(jnp.float32)
+    values = label.value * jax.nn.softplus(-logits) + (1.0 - label.value) * jax.nn.softplus(logits)
+    return jnp.mean(values, axis=-1)
 
 
 def _has_tokens(sequence: TokenSequence, num_records: int) -> Bool[Array, "batch"]:
     num_rows = sequence.segment_ids.shape[0]
     segments = 1 + jnp.arange(num_records // num_rows)
     return jnp.any(sequence.segment_ids[:, None, :] == segments[None, :, None], axis=-1).reshape(num_records)
-
-
-def _cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    safe_class = jnp.where(label.is_labelled, label.value, 0)
-    return -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]

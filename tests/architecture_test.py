@@ -24,6 +24,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("command",),
         ("workdir",),
+        ("environment",),
         ("encoders.transformer",),
         ("losses", "record_losses", "ranking_losses"),
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics"),
@@ -44,7 +45,21 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("input_pipeline", "batching", "data_statistics", "padding", "ranking_targets", "record_order"),
         ("models.fusion", "models.heads"),
-        ("reports",),
+        ("predictions",),
+        (
+            "reports.report",
+            "reports.result_sections",
+            "reports.run_sections",
+            "reports.evaluated_run",
+            "reports.record_table",
+            "reports.resampling",
+            "reports.calibration",
+            "reports.result_figures",
+            "reports.training_figures",
+            "reports.drawing",
+            "reports.page",
+            "reports.tables",
+        ),
     ),
     (("models.mmei",),),
     (
@@ -80,7 +95,7 @@ UNSEEN_BY_MODELS = {
     "pyarrow",
 }
 # Import names of distributions that are not called like what they install.
-IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax"}
+IMPORT_NAMES = {"absl_py": "absl", "markdown_it_py": "markdown_it", "orbax_checkpoint": "orbax"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmei_jax.reports import comparison_table
+from mmei_jax.reports.tables import comparison_table
 
 TITLES = ("model", "exact ceiling", "unimodal product", "best single")
 FIGURES = {"emotion/accuracy": 0.5, "emotion/cross_entropy": 1.25, "alpha/text": 0.75}
