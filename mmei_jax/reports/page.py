@@ -65,7 +65,7 @@ def to_html(markdown: str, pictures: Mapping[str, bytes]) -> str:
             text = tokens[place + 1].content
             if token.tag == "h1":
                 title = text
-            else:
+            elif token.tag == "h2":
                 anchor = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
                 token.attrSet("id", anchor)
                 links.append(f'<a href="#{anchor}">{html.escape(_plain(text))}</a>')
@@ -104,7 +104,9 @@ blockquote { margin: 1rem 0; padding: 0.6rem 1rem; border-left: 4px solid #e69f0
 blockquote p { margin: 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 0.75rem 0; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #e3e3e3; text-align: left; white-space: nowrap; }
+th, td { padding: 0.3rem 0.8rem; border-bottom: 1px solid #e3e3e3; text-align: left; vertical-align: top; }
+th, td:first-child, td[style] { white-space: nowrap; }
+thead:not(:has(th:not(:empty))) { display: none; }
 th { border-bottom: 2px solid #6b6b6b; }
 tbody tr:hover { background: #f4f8fb; }
 code { font: 0.88em ui-monospace, "DejaVu Sans Mono", Menlo, monospace; background: #f2f2f2; padding: 0.1em 0.3em; }

@@ -16,6 +16,7 @@ from mmei_jax.reports.drawing import (
     LIGHT_GREY,
     MODALITY_COLOURS,
     RED,
+    SKY,
     new_figure,
     text_colour,
     without_grid,
@@ -181,24 +182,40 @@ def reliability_figure(curves: Mapping[str, Reliability], *, event: str) -> Figu
     """
     num_columns = min(3, max(2, len(curves)))
     num_rows = -(-len(curves) // num_columns)
-    figure = new_figure(3.9 * num_rows)
+    figure = new_figure((4.2 if num_columns == 2 else 3.3) * num_rows)
     for place, (title, curve) in enumerate(curves.items()):
         axes = figure.add_subplot(num_rows, num_columns, place + 1)
-        _draw_reliability(axes, curve)
+        _draw_reliability(axes, curve, shows_records=len(curves) > 1)
         axes.set_title(f"{title}: ECE {curve.ece:.3f}")
         axes.set_xlabel("probability the model gives")
         axes.set_ylabel(event if place % num_columns == 0 else "")
+    if len(curves) == 1:
+        _draw_spread(figure.add_subplot(1, 2, 2), next(iter(curves.values())))
     return figure
 
 
-def _draw_reliability(axes: Axes, curve: Reliability) -> None:
+def _draw_spread(axes: Axes, curve: Reliability) -> None:
+    """How the records spread over the bins, and the two means whose difference is the model's over-confidence."""
+    num_bins, total = len(curve.count), curve.count.sum()
+    axes.bar(
+        np.arange(num_bins) / num_bins, curve.count, width=1 / num_bins, align="edge", color=SKY, edgecolor="white"
+    )
+    promised, kept = curve.probability_sum.sum() / total, curve.hit_sum.sum() / total
+    axes.axvline(promised, color=GREY, linestyle="--", label=f"mean probability {promised:.3f}")
+    axes.axvline(kept, color=BLUE, label=f"share that is right {kept:.3f}")
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("probability the model gives")
+    axes.set_ylabel("records")
+    axes.legend(loc="upper left")
+
+
+def _draw_reliability(axes: Axes, curve: Reliability, *, shows_records: bool) -> None:
     occupied = curve.count > 0
     num_bins = len(curve.count)
-    left = np.arange(num_bins) / num_bins
-    # How many records each bin holds, in the lower fifth of the panel.
-    axes.bar(
-        left, 0.2 * curve.count / curve.count.max(), width=1 / num_bins, align="edge", color=LIGHT_GREY, label="records"
-    )
+    if shows_records:
+        left, height = np.arange(num_bins) / num_bins, 0.2 * curve.count / curve.count.max()
+        axes.bar(left, height, width=1 / num_bins, align="edge", color=LIGHT_GREY, label="records")
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as promised")
     share, confidence = curve.hit_share[occupied], curve.mean_probability[occupied]
     low, high = curve.hit_interval()[:, occupied]
@@ -213,7 +230,7 @@ def _draw_reliability(axes: Axes, curve: Reliability) -> None:
 
 
 def regression_figure(
-    labels: Float[np.ndarray, "records"], answers: Float[np.ndarray, "records"], *, mae: float, pearson: float
+    labels: Float[np.ndarray, "records"], answers: Float[np.ndarray, "records"], *, mae: float, pearson: float | None
 ) -> Figure:
     """Answer against label, and the distribution of the residuals (answer minus label)."""
     figure = new_figure(4.4)
@@ -229,7 +246,7 @@ def regression_figure(
     scatter.set_aspect("equal")
     scatter.set_xlabel("label")
     scatter.set_ylabel("answer")
-    scatter.set_title(f"MAE {mae:.3f}, Pearson {pearson:.3f}")
+    scatter.set_title(f"MAE {mae:.3f}, Pearson {'undefined' if pearson is None else f'{pearson:.3f}'}")
     scatter.legend(loc="upper left")
     difference = answers - labels
     num_bins = int(np.clip(np.sqrt(len(labels)), 5, 40))

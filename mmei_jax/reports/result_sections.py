@@ -78,7 +78,7 @@ def _explain_intervals(run: EvaluatedRun) -> str:
     return (
         f"Intervals are 95 % bootstrap percentile intervals: {NUM_RESAMPLES:,} resamples of the split's "
         f"{num_units:,} {unit}s, drawn with replacement ({why}). They tell how the figures would vary with other test "
-        f"{unit}s, not with another training run. Losses have none: they are means over batches for ranking."
+        f"{unit}s, not with another training run. Losses are given without; cross-entropy tells the same of a task."
     )
 
 
@@ -249,25 +249,25 @@ def calibration_section(run: EvaluatedRun) -> Section:
 
 
 def _regression_blocks(run: EvaluatedRun, part: TaskRecords) -> list[str | Picture]:
-    mae, pearson = run.metrics["emotion/mae"], run.metrics.get("emotion/pearson", float("nan"))
+    mae, pearson = run.metrics["emotion/mae"], run.metrics.get("emotion/pearson")
     labels, answers = part.label[part.is_labelled], part.answer[part.is_labelled]
     figure = regression_figure(labels.astype(np.float64), answers.astype(np.float64), mae=mae, pearson=pearson)
     caption = f"Emotion as a number: answers against labels, and residuals, of {len(labels):,} records."
     text = f"Emotion is a regression, which gives no probability. MAE {mae:.4f}, Pearson correlation "
-    text += "undefined: labels or answers do not vary." if np.isnan(pearson) else f"{pearson:.4f}."
+    text += "undefined: labels or answers do not vary." if pearson is None else f"{pearson:.4f}."
     return [_labelled_line(part), text, Picture("emotion_regression.png", caption, to_png(figure))]
 
 
 def _reliability_blocks(run: EvaluatedRun, task: str, part: TaskRecords) -> list[str | Picture]:
-    curves = {name: reliability(*event) for name, event in calibration_events(part).items()}
+    curves = {name: reliability(*given) for name, given in calibration_events(part).items()}
     if part.kind == "softmax":
         what, event = f"{task}: the probability of the class that the model names", "share that is right"
     else:
         what, event = f"{task}: the probability of each class", "share in which the class is present"
     figure = reliability_figure({name or task.capitalize(): curve for name, curve in curves.items()}, event=event)
     caption = (
-        f"Reliability of {what}, in {NUM_BINS} bins of equal width. Bars: 95 % Wilson intervals of each bin; grey: how "
-        "the records spread over the bins. Resampling adds noise to every bin, so the intervals of ECE lean upwards."
+        f"Reliability of {what}, in {NUM_BINS} bins of equal width, with 95 % Wilson intervals, and how the records "
+        "spread over the bins. Resampling adds noise to every bin, so the interval of ECE leans upwards."
     )
     rows = []
     for name, curve in curves.items():

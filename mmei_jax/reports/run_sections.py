@@ -36,10 +36,11 @@ def summary_section(run: EvaluatedRun) -> Section:
     tasks += ["intent"] if run.config.loss.intent != "none" else []
     tasks += [f"ranking ({escaped(run.config.loss.ranking)})"] if run.config.loss.ranking != "none" else []
     num_records = summary["num_records"]
+    splits = " + ".join(summary["manifest_splits"])
     step = summary["checkpoint_step"]
     rows = [
         ["data set", escaped(spec.name)],
-        ["split", f"{summary['split']} ({escaped(' + '.join(summary['manifest_splits']))} of the manifest)"],
+        ["split", summary["split"] + ("" if splits == summary["split"] else f": {escaped(splits)} of the data set")],
         ["records", f"{num_records:,}" if num_records > 1 else "**a single record**: no figure here can be relied on"],
         ["tasks", "; ".join(tasks)],
         ["modalities", ", ".join(run.config.data.modalities)],

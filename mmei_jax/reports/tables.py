@@ -55,7 +55,8 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, num_
 
 def escaped(text: str) -> str:
     """Plain text for a Markdown line: nothing in it is markup, and it stays on its line."""
-    return re.sub(r"([\\`*_\[\]<>|#&!])", r"\\\1", " ".join(text.split()))
+    # An underscore within a word is none either.
+    return re.sub(r"([\\`*\[\]<>|#&!]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 def _with_suffix(reference: Mapping[str, float], suffix: str) -> dict[str, float]:
