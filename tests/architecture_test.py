@@ -227,6 +227,17 @@ def test_only_sharding_names_mesh_axes(name):
             assert not (is_jax and node.attr == "make_mesh"), f"line {node.lineno}: jax.make_mesh"
 
 
+def test_training_starts_without_the_drawing_library():
+    reached, remaining = set(), {"training"}
+    while remaining:
+        reached |= remaining
+        remaining = {
+            name for found in remaining for name in _imported_modules(MODULES[found], with_main=False)
+        } - reached
+    assert "evaluation" in reached
+    assert not [name for name in reached if "matplotlib" in _import_roots(MODULES[name])]
+
+
 @pytest.mark.parametrize("path", RUN_TIME_FILES, ids=_name)
 def test_no_handler_catches_everything(path):
     for node in ast.walk(_tree(path)):

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: weighted metrics are those of repeated records, and the percentiles those of plain resampling."""
+"""Bootstrap intervals: weighted metrics are those of repeated records, percentiles those of plain resampling."""
 
 import jax
 import jax.numpy as jnp

@@ -34,7 +34,7 @@ class EvaluatedRun:
     dataset: Dataset
     records: RecordTable
     intervals: Intervals
-    log: list[dict[str, float]]
+    log: list[dict[str, float | int]]
     environment: dict[str, Any] | None
 
     @property
@@ -48,7 +48,7 @@ class EvaluatedRun:
         spec = self.dataset.spec
         return "simulat" in f"{spec.name} {spec.description} {spec.source}".lower()
 
-    def epoch(self, step: float) -> float:
+    def epoch(self, step: float | int) -> float:
         """Passes over the training records after ``step`` updates."""
         splits = self.dataset.manifest["splits"]
         num_records = sum(splits[name]["num_records"] for name in self.config.data.train_splits)
@@ -98,7 +98,7 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: expected what train.py or eval.py wrote: {error}") from error
 
 
-def _read_log(path: Path) -> list[dict[str, float]]:
+def _read_log(path: Path) -> list[dict[str, float | int]]:
     if not path.exists():
         return []
     try:

@@ -89,7 +89,7 @@ def confusion_figure(counts: Int[np.ndarray, "classes classes"], names: Sequence
             continue
         for column in range(num_classes):
             share = shares[row, column]
-            label = f"{counts[row, column]:,}\n{share:.0%}" if counts[row, column] else "0"
+            label = f"{counts[row, column]:,}\n{_percent(share)}" if counts[row, column] else "0"
             axes.text(
                 column,
                 row,
@@ -108,6 +108,10 @@ def confusion_figure(counts: Int[np.ndarray, "classes classes"], names: Sequence
     return figure
 
 
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share == 0 or share >= 0.005 else "<1%"
+
+
 def multi_label_figure(counts: Int[np.ndarray, "classes 2 2"], names: Sequence[str]) -> Figure:
     """One 2 x 2 matrix per class: present or not, named or not."""
     num_columns = min(4, len(names))
@@ -122,7 +126,7 @@ def multi_label_figure(counts: Int[np.ndarray, "classes 2 2"], names: Sequence[s
         for row in range(2):
             for column in range(2):
                 share = shares[row, column]
-                label = f"{counts[place, row, column]:,}\n{share:.0%}" if totals[row] else "no\nrecords"
+                label = f"{counts[place, row, column]:,}\n{_percent(share)}" if totals[row] else "no\nrecords"
                 axes.text(column, row, label, ha="center", va="center", fontsize=9, color=text_colour(1.0 - share))
         axes.set_title(name)
         axes.set_xticks([0, 1], ["not named", "named"])
@@ -223,10 +227,11 @@ def _draw_reliability(axes: Axes, curve: Reliability, *, shows_records: bool) ->
     axes.errorbar(
         confidence, share, yerr=errors, fmt="o-", color=BLUE, markersize=4.5, linewidth=1.2, elinewidth=1, label="model"
     )
-    axes.set_xlim(0.0, 1.0)
-    axes.set_ylim(0.0, 1.0)
+    # A little more than [0, 1], so that marks on the border are whole.
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
 
 
 def regression_figure(
