@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from PIL import Image
 from mmei_jax.config import parse
 from mmei_jax.evaluation import evaluate_workdir
 from mmei_jax.extraction import import_features
+from mmei_jax.reports import evaluated_run
 from mmei_jax.reports.report import write_report
+from mmei_jax.reports.resampling import bootstrap_intervals
 from mmei_jax.training import train
 from mmei_jax.types import InputError
 from tests import processes, tiny
@@ -101,7 +104,13 @@ def imported_run(imported, tmp_path_factory):
 
 
 @pytest.fixture
-def report_on(imported_run, tmp_path):
+def few_resamples(monkeypatch):
+    """For tests of what no resample changes."""
+    monkeypatch.setattr(evaluated_run, "bootstrap_intervals", partial(bootstrap_intervals, num_resamples=20))
+
+
+@pytest.fixture
+def report_on(imported_run, tmp_path, few_resamples):
     """The report of a kind of task on a part of the data: its text, and the folder."""
 
     def report(kind, part):
@@ -242,7 +251,7 @@ def test_same_inputs_give_the_same_bytes_in_other_processes(simulated_run):
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
-def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_run, monkeypatch):
+def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_run, monkeypatch, few_resamples):
     folder = simulated_run / "eval" / "test_report"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     write, written = Path.write_bytes, []
@@ -265,7 +274,7 @@ def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_ru
     ]
 
 
-def test_report_without_ranking_data_says_so(simulated_run, tmp_path):
+def test_report_without_ranking_data_says_so(simulated_run, tmp_path, few_resamples):
     workdir = shutil.copytree(simulated_run, tmp_path / "run")
     path = workdir / "eval" / "test_predictions.parquet"
     table = pq.read_table(path)
@@ -367,7 +376,7 @@ def test_regression_of_a_single_record_has_no_correlation(report_on):
     assert "Pearson correlation undefined" in text
 
 
-def test_run_without_a_log_says_so(simulated_run, tmp_path):
+def test_run_without_a_log_says_so(simulated_run, tmp_path, few_resamples):
     workdir = shutil.copytree(simulated_run, tmp_path / "run")
     (workdir / "metrics.jsonl").unlink()
     (workdir / "environment.json").unlink()
