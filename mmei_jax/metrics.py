@@ -41,8 +41,12 @@ __all__ = [
     "is_smaller_better",
     "joint_metrics",
     "merge_all",
+    "modality_presence",
     "modality_weight_metrics",
     "multi_label_metrics",
+    "record_binary_cross_entropy",
+    "record_cross_entropy",
+    "record_ranking_values",
 ]
 
 
@@ -196,7 +200,7 @@ def classification_metrics(task: str, logits: Float[Array, "batch classes"], lab
     confusion = ConfusionMatrix.from_model_output(
         jnp.argmax(logits, axis=-1), label.value, label.is_labelled, num_classes=logits.shape[-1]
     )
-    cross_entropy = Means.from_model_output({"cross_entropy": _cross_entropy(logits, label)}, label.is_labelled)
+    cross_entropy = Means.from_model_output({"cross_entropy": record_cross_entropy(logits, label)}, label.is_labelled)
     return {f"{task}/confusion": confusion, f"{task}/cross_entropy": cross_entropy}
 
 
@@ -233,7 +237,7 @@ def joint_metrics(
         is_counted,
         num_classes=emotion.shape[-1] * num_intents,
     )
-    values = _cross_entropy(emotion, emotion_label) + _cross_entropy(intent, intent_label)
+    values = record_cross_entropy(emotion, emotion_label) + record_cross_entropy(intent, intent_label)
     return {
         "joint/confusion": confusion,
         "joint/cross_entropy": Means.from_model_output({"cross_entropy": values}, is_counted),
@@ -262,9 +266,8 @@ def multi_label_metrics(
         (0.0, 1.0, 0.0)
     """
     confusion = MultiLabelConfusion.from_model_output(logits, label.value, label.is_labelled, class_names=class_names)
-    logits = logits.astype(jnp.float32)
-    values = label.value * jax.nn.softplus(-logits) + (1.0 - label.value) * jax.nn.softplus(logits)
-    cross_entropy = Means.from_model_output({"cross_entropy": jnp.mean(values, axis=-1)}, label.is_labelled)
+    values = record_binary_cross_entropy(logits, label)
+    cross_entropy = Means.from_model_output({"cross_entropy": values}, label.is_labelled)
     return {f"{task}/confusion": confusion, f"{task}/cross_entropy": cross_entropy}
 
 
@@ -276,14 +279,7 @@ def catalogue_metrics(
     *,
     cutoffs: tuple[int, ...] = (10,),
 ) -> dict[str, Metric]:
-    """Ranks the whole catalogue by Eq. 7 for each record; see :mod:`mmei_jax.ranking_metrics`.
-
-    Args:
-        user_embedding: ``[batch, embedding]`` float, F_u.
-        catalogue_embedding: ``[items, embedding]`` float, E_c in catalogue order.
-        targets: relevant items. A record without any is not counted, as trec_eval leaves out unjudged queries.
-        is_record: ``[batch]`` bool, False for filler.
-        cutoffs: k.
+    """Ranks the whole catalogue by Eq. 7 for each record; see :func:`record_ranking_values`, of which it takes means.
 
     Returns:
         Metrics by key.
@@ -301,6 +297,44 @@ def catalogue_metrics(
         >>> compute_all(catalogue_metrics(user, catalogue, targets, jnp.array([True]), cutoffs=(1,)))
         {'ranking/map': 0.5, 'ranking/mrr': 0.5, 'ranking/ndcg@1': 0.0, 'ranking/hr@1': 0.0, 'ranking/recall@1': 0.0}
     """
+    values, is_counted = record_ranking_values(user_embedding, catalogue_embedding, targets, is_record, cutoffs=cutoffs)
+    return {"ranking/catalogue": Means.from_model_output(values, is_counted)}
+
+
+def record_ranking_values(
+    user_embedding: Float[Array, "batch embedding"],
+    catalogue_embedding: Float[Array, "items embedding"],
+    targets: RankingTargets,
+    is_record: Bool[Array, "batch"],
+    *,
+    cutoffs: tuple[int, ...] = (10,),
+) -> tuple[dict[str, Float[Array, "batch"]], Bool[Array, "batch"]]:
+    """The ranking metrics of each record; see :mod:`mmei_jax.ranking_metrics`.
+
+    Args:
+        user_embedding: ``[batch, embedding]`` float, F_u.
+        catalogue_embedding: ``[items, embedding]`` float, E_c in catalogue order.
+        targets: relevant items. A record without any is not counted, as trec_eval leaves out unjudged queries.
+        is_record: ``[batch]`` bool, False for filler.
+        cutoffs: k.
+
+    Returns:
+        ``[batch]`` float32 by name, and ``[batch]`` bool: which records are counted; what others hold is arbitrary.
+
+    Example:
+        >>> from mmei_jax.types import Items
+        >>> targets = RankingTargets(
+        ...     positive=Items(features=jnp.zeros((1, 4)), kind=jnp.zeros(1, int)),
+        ...     positive_index=jnp.array([2]),
+        ...     has_positive=jnp.array([True]),
+        ...     log_sampling_probability=jnp.zeros(1),
+        ...     relevant_index=jnp.array([[2, -1]]),
+        ... )
+        >>> user, catalogue = jnp.array([[1.0, 0.0]]), jnp.array([[0.9, 0.0], [0.1, 1.0], [0.5, 0.0]])
+        >>> values, is_counted = record_ranking_values(user, catalogue, targets, jnp.array([True]), cutoffs=(1,))
+        >>> values["map"].tolist(), values["hr@1"].tolist(), is_counted.tolist()
+        ([0.5], [0.0], [True])
+    """
     # HIGHEST: on accelerators the default would round float32 inputs of the product to fewer bits, and make ties.
     scores = jnp.matmul(
         user_embedding.astype(jnp.float32),
@@ -308,11 +342,7 @@ def catalogue_metrics(
         precision=jax.lax.Precision.HIGHEST,
     )
     is_counted = is_record & jnp.any(targets.relevant_index >= 0, axis=-1)
-    return {
-        "ranking/catalogue": Means.from_model_output(
-            ranking_values(scores, targets.relevant_index, cutoffs), is_counted
-        )
-    }
+    return ranking_values(scores, targets.relevant_index, cutoffs), is_counted
 
 
 def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
@@ -336,20 +366,33 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
         {'alpha/audio': 0.75}
     """
     found: dict[str, Metric] = {}
-    for name, sequence in batch.sequences().items():
+    for name, is_present in modality_presence(batch).items():
         alpha = outputs.modality_weights[:, MODALITIES.index(name)]
-        is_present = batch.is_record & _has_tokens(sequence, batch.is_record.shape[0])
         found[f"alpha/{name}"] = Means.from_model_output({name: alpha}, is_present)
     return found
+
+
+def modality_presence(batch: Batch) -> dict[str, Bool[Array, "batch"]]:
+    """``[batch]`` bool for each modality that the batch carries: whether a record, not filler, has a token of it."""
+    num_records = batch.is_record.shape[0]
+    return {name: batch.is_record & _has_tokens(sequence, num_records) for name, sequence in batch.sequences().items()}
+
+
+def record_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
+    """``[batch]`` float32 nats: minus the log probability of each record's class; arbitrary where not labelled."""
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    safe_class = jnp.where(label.is_labelled, label.value, 0)
+    return -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]
+
+
+def record_binary_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
+    """``[batch]`` float32 nats: mean over classes of the binary cross-entropies; arbitrary where not labelled."""
+    logits = logits.astype(jnp.float32)
+    values = label.value * jax.nn.softplus(-logits) + (1.0 - label.value) * jax.nn.softplus(logits)
+    return jnp.mean(values, axis=-1)
 
 
 def _has_tokens(sequence: TokenSequence, num_records: int) -> Bool[Array, "batch"]:
     num_rows = sequence.segment_ids.shape[0]
     segments = 1 + jnp.arange(num_records // num_rows)
     return jnp.any(sequence.segment_ids[:, None, :] == segments[None, :, None], axis=-1).reshape(num_records)
-
-
-def _cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    safe_class = jnp.where(label.is_labelled, label.value, 0)
-    return -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]
