@@ -22,18 +22,15 @@ from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.config import Config, LossConfig
 from mmei_jax.environment import versions
 from mmei_jax.losses import RecordLosses, class_weights_by_name, task_losses, total_loss
-from mmei_jax.metrics import (
-    Means,
-    batch_metrics,
-    compute_all,
-    merge_all,
+from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
+from mmei_jax.models.mmei import Mmei
+from mmei_jax.predictions import write_predictions
+from mmei_jax.record_metrics import (
     modality_presence,
     record_binary_cross_entropy,
     record_cross_entropy,
     record_ranking_values,
 )
-from mmei_jax.models.mmei import Mmei
-from mmei_jax.predictions import write_predictions
 from mmei_jax.records import Dataset
 from mmei_jax.reports.tables import comparison_table
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated

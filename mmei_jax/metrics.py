@@ -18,16 +18,20 @@ Names, as ``<task>/<figure>``:
 import functools
 from collections.abc import Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 from clu.metrics import Metric
 from jaxtyping import Array, Bool, Float
 
 from mmei_jax.config import LossConfig
 from mmei_jax.mergeable import Means
-from mmei_jax.ranking_metrics import ranking_values
 from mmei_jax.recognition_metrics import ConfusionMatrix, MultiLabelConfusion, Sentiment
-from mmei_jax.types import MODALITIES, Batch, Label, Outputs, RankingTargets, TokenSequence
+from mmei_jax.record_metrics import (
+    modality_presence,
+    record_binary_cross_entropy,
+    record_cross_entropy,
+    record_ranking_values,
+)
+from mmei_jax.types import MODALITIES, Batch, Label, Outputs, RankingTargets
 
 __all__ = [
     "ConfusionMatrix",
@@ -41,12 +45,8 @@ __all__ = [
     "is_smaller_better",
     "joint_metrics",
     "merge_all",
-    "modality_presence",
     "modality_weight_metrics",
     "multi_label_metrics",
-    "record_binary_cross_entropy",
-    "record_cross_entropy",
-    "record_ranking_values",
 ]
 
 
@@ -301,50 +301,6 @@ def catalogue_metrics(
     return {"ranking/catalogue": Means.from_model_output(values, is_counted)}
 
 
-def record_ranking_values(
-    user_embedding: Float[Array, "batch embedding"],
-    catalogue_embedding: Float[Array, "items embedding"],
-    targets: RankingTargets,
-    is_record: Bool[Array, "batch"],
-    *,
-    cutoffs: tuple[int, ...] = (10,),
-) -> tuple[dict[str, Float[Array, "batch"]], Bool[Array, "batch"]]:
-    """The ranking metrics of each record; see :mod:`mmei_jax.ranking_metrics`.
-
-    Args:
-        user_embedding: ``[batch, embedding]`` float, F_u.
-        catalogue_embedding: ``[items, embedding]`` float, E_c in catalogue order.
-        targets: relevant items. A record without any is not counted, as trec_eval leaves out unjudged queries.
-        is_record: ``[batch]`` bool, False for filler.
-        cutoffs: k.
-
-    Returns:
-        ``[batch]`` float32 by name, and ``[batch]`` bool: which records are counted; what others hold is arbitrary.
-
-    Example:
-        >>> from mmei_jax.types import Items
-        >>> targets = RankingTargets(
-        ...     positive=Items(features=jnp.zeros((1, 4)), kind=jnp.zeros(1, int)),
-        ...     positive_index=jnp.array([2]),
-        ...     has_positive=jnp.array([True]),
-        ...     log_sampling_probability=jnp.zeros(1),
-        ...     relevant_index=jnp.array([[2, -1]]),
-        ... )
-        >>> user, catalogue = jnp.array([[1.0, 0.0]]), jnp.array([[0.9, 0.0], [0.1, 1.0], [0.5, 0.0]])
-        >>> values, is_counted = record_ranking_values(user, catalogue, targets, jnp.array([True]), cutoffs=(1,))
-        >>> values["map"].tolist(), values["hr@1"].tolist(), is_counted.tolist()
-        ([0.5], [0.0], [True])
-    """
-    # HIGHEST: on accelerators the default would round float32 inputs of the product to fewer bits, and make ties.
-    scores = jnp.matmul(
-        user_embedding.astype(jnp.float32),
-        catalogue_embedding.astype(jnp.float32).T,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    is_counted = is_record & jnp.any(targets.relevant_index >= 0, axis=-1)
-    return ranking_values(scores, targets.relevant_index, cutoffs), is_counted
-
-
 def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
     """Mean alpha of each modality of the batch, over the records that have the modality.
 
@@ -370,29 +326,3 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
         alpha = outputs.modality_weights[:, MODALITIES.index(name)]
         found[f"alpha/{name}"] = Means.from_model_output({name: alpha}, is_present)
     return found
-
-
-def modality_presence(batch: Batch) -> dict[str, Bool[Array, "batch"]]:
-    """``[batch]`` bool for each modality that the batch carries: whether a record, not filler, has a token of it."""
-    num_records = batch.is_record.shape[0]
-    return {name: batch.is_record & _has_tokens(sequence, num_records) for name, sequence in batch.sequences().items()}
-
-
-def record_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
-    """``[batch]`` float32 nats: minus the log probability of each record's class; arbitrary where not labelled."""
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    safe_class = jnp.where(label.is_labelled, label.value, 0)
-    return -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]
-
-
-def record_binary_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
-    """``[batch]`` float32 nats: mean over classes of the binary cross-entropies; arbitrary where not labelled."""
-    logits = logits.astype(jnp.float32)
-    values = label.value * jax.nn.softplus(-logits) + (1.0 - label.value) * jax.nn.softplus(logits)
-    return jnp.mean(values, axis=-1)
-
-
-def _has_tokens(sequence: TokenSequence, num_records: int) -> Bool[Array, "batch"]:
-    num_rows = sequence.segment_ids.shape[0]
-    segments = 1 + jnp.arange(num_records // num_rows)
-    return jnp.any(sequence.segment_ids[:, None, :] == segments[None, :, None], axis=-1).reshape(num_records)
