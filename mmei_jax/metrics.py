@@ -84,6 +84,7 @@ def batch_metrics(
         ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
         ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
         ... )
+        >>> from mmei_jax.types import TokenSequence
         >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.ones((2, 1), int))
         >>> batch = Batch(
         ...     vision=None, audio=None, text=tokens, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
@@ -126,6 +127,7 @@ def merge_all(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
         ValueError: there is no part, or parts hold different metrics.
 
     Example:
+        >>> import jax
         >>> is_counted = jnp.array([True, True])
         >>> first = {"a/b": Means.from_model_output({"loss": jnp.array([1.0, 2.0])}, is_counted)}
         >>> second = {"a/b": Means.from_model_output({"loss": jnp.array([6.0, 9.0])}, ~is_counted)}
@@ -312,6 +314,7 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
         Metrics by key, one for each modality that the batch carries.
 
     Example:
+        >>> from mmei_jax.types import TokenSequence
         >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.array([[1], [0]]))
         >>> batch = Batch(
         ...     vision=None, audio=tokens, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2)
