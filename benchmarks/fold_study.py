@@ -155,7 +155,9 @@ def our_scores(
             config.data.train_splits = train_folds
             config.data.validation_splits, config.data.test_splits = (validation,), (test,)
             folder = workdir / f"fold{fold}_seed{seed}"
-            train(parse(config.to_dict()), folder)
+            stopped_by = train(parse(config.to_dict()), folder).stopped_by
+            if stopped_by:
+                raise SystemExit(f"{stopped_by}: {folder} is not finished; the same command with --reuse goes on")
             evaluate_workdir(folder, "test")
             metrics = json.loads((folder / "eval" / "test.json").read_text())["metrics"]
             yield Score(metrics["emotion/accuracy"], metrics["emotion/macro_f1"])

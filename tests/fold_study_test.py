@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks import fold_study, mosi, ravdess
 from mmei_jax.config import parse
 from mmei_jax.records import Dataset
+from mmei_jax.training import TrainResult
 
 REAL_FILE = Path(__file__).parents[2] / "shared" / "data" / "mosi" / "utterances.npz"
 NUM_RECORDS = 240
@@ -44,6 +45,14 @@ def test_mosi_configuration_learns_made_up_features_and_is_tested_on_the_named_f
     evaluated = (tmp_path / "fold0_seed0" / "eval" / "test.json").read_text()
     assert '"fold0"' in evaluated
     assert '"fold1"' not in evaluated
+
+
+def test_run_that_a_signal_stopped_is_not_evaluated(data, tmp_path, monkeypatch):
+    stopped = TrainResult(step=1, best_step=1, stopped_by="SIGTERM")
+    monkeypatch.setattr(fold_study, "train", lambda config, folder: stopped)
+    monkeypatch.setattr(fold_study, "evaluate_workdir", lambda *arguments: pytest.fail("evaluated"))
+    with pytest.raises(SystemExit, match=r"SIGTERM: .*fold0_seed0 is not finished"):
+        next(fold_study.our_scores(mosi.STUDY, data, ("text",), range(1), range(1), tmp_path))
 
 
 @pytest.mark.parametrize("study", [mosi.STUDY, ravdess.STUDY], ids=["mosi", "ravdess"])

@@ -6,7 +6,9 @@ import pytest
 from benchmarks import learning_curve
 from mmei_jax.records import Dataset
 from mmei_jax.simulation import aigc_int
-from mmei_jax.types import MODALITIES
+from mmei_jax.training import TrainResult
+from mmei_jax.types import MODALITIES, InputError
+from mmei_jax.workdir import write_json
 
 RECIPE = learning_curve.Recipe(num_epochs=1, dropout_rate=0.25)
 SMALL = learning_curve.Curve(dict.fromkeys((20, 50, 300), RECIPE), 2, num_validation=30, num_test=40)
@@ -86,6 +88,22 @@ def test_regression_is_joint_right_only_where_both_tasks_are(data, tmp_path):
     assert found["emotion"] > 0.24  # the most frequent emotion's share
     (tmp_path / "logistic.json").write_text('{"emotion": 0.5, "intent": 0.25, "joint": 0.125}')
     assert learning_curve.logistic_accuracies(config, tmp_path / "logistic.json")["joint"] == 0.125
+
+
+def test_run_that_a_signal_stopped_is_not_evaluated_and_a_finished_one_is_kept(data, tmp_path, monkeypatch):
+    config = SMALL.config(data, 20, 0)
+    stopped = TrainResult(step=1, best_step=1, stopped_by="SIGTERM")
+    monkeypatch.setattr(learning_curve, "train", lambda config, folder: stopped)
+    monkeypatch.setattr(learning_curve, "evaluate_workdir", lambda *arguments: pytest.fail("evaluated"))
+    with pytest.raises(SystemExit, match=r"SIGTERM: .* is not finished"):
+        learning_curve.our_accuracies(config, tmp_path)
+    metrics = {f"{task}/accuracy": 0.5 for task in learning_curve.TASKS}
+    write_json(tmp_path / "config.json", config.to_json())
+    (tmp_path / "eval").mkdir()
+    write_json(tmp_path / "eval" / "test.json", {"metrics": metrics})
+    assert learning_curve.our_accuracies(config, tmp_path) == dict.fromkeys(learning_curve.TASKS, 0.5)
+    with pytest.raises(InputError, match="another configuration"):
+        learning_curve.our_accuracies(SMALL.config(data, 20, 1), tmp_path)
 
 
 def test_cases_compare_with_both_ceilings_and_the_regression_and_carry_the_goals():
