@@ -194,7 +194,11 @@ def reliability_figure(curves: Mapping[str, Reliability], *, event: str) -> Figu
         axes.set_xlabel("probability the model gives")
         axes.set_ylabel(event if place % num_columns == 0 else "")
     if len(curves) == 1:
+        figure.axes[0].legend(loc="lower right")
         _draw_spread(figure.add_subplot(1, 2, 2), next(iter(curves.values())))
+    else:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
     return figure
 
 
@@ -231,7 +235,6 @@ def _draw_reliability(axes: Axes, curve: Reliability, *, shows_records: bool) ->
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    axes.legend(loc="lower right")
 
 
 def regression_figure(
