@@ -15,10 +15,10 @@ pinned := pyproject.toml $(wildcard constraints/*.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install train test test-slow lint format-check types format constraints clean
+.PHONY: help install train report-quickstart test test-slow lint format-check types format constraints clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- the environment: one stamp per set of packages, renewed when a version changes ---------------------------------
 
@@ -63,6 +63,10 @@ $(DATA)/manifest.json: | $(VENV)/.installed
 train: $(VENV)/.installed $(DATA)/manifest.json ## Make the simulated data set, train on it, evaluate on its test split.
 	$(venv_python) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(venv_python) eval.py --workdir=$(WORKDIR) --split=test
+
+report-quickstart: train ## The quickstart, and its report as docs/quickstart/.
+	rm -rf docs/quickstart
+	cp -r $(WORKDIR)/eval/test_report docs/quickstart
 
 test: $(VENV)/.installed-test ## The quick tier of the tests.
 	$(venv_python) -m pytest -m "not slow" $(PYTEST_ARGS)

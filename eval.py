@@ -1,5 +1,7 @@
 """Evaluates a run's best checkpoint: python eval.py --workdir=runs/quickstart --split=test."""
 
+import shlex
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -14,11 +16,16 @@ DATA = flags.DEFINE_string("data", None, "Folder of the data set, if it is not w
 
 
 def main() -> int:
-    """Evaluates, prints the table."""
+    """Evaluates, prints the table, writes the report."""
     # Imported here so that --help and a wrong flag answer at once.
     from mmei_jax.evaluation import evaluate_workdir
+    from mmei_jax.reports.report import write_report
 
-    print(evaluate_workdir(Path(WORKDIR.value), SPLIT.value, DATA.value))
+    workdir = Path(WORKDIR.value)
+    print(evaluate_workdir(workdir, SPLIT.value, DATA.value), flush=True)
+    called_by = shlex.join(["python", "eval.py", *sys.argv[1:]])
+    folder = write_report(workdir, SPLIT.value, DATA.value, command=called_by)
+    print(f"report: {folder / 'report.html'}, {folder / 'report.md'}")
     return 0
 
 

@@ -1,5 +1,7 @@
 """Trains MMEI: python train.py --config=configs/quickstart.py --workdir=runs/quickstart [--config.seed=1 ...]."""
 
+import shlex
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -27,7 +29,8 @@ def main() -> int:
     from mmei_jax.training import train
 
     keep_freed_memory()
-    result = train(parse(CONFIG.value.to_dict()), Path(WORKDIR.value))
+    started_by = shlex.join(["python", "train.py", *sys.argv[1:]])
+    result = train(parse(CONFIG.value.to_dict()), Path(WORKDIR.value), command=started_by)
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} at step {result.step}, saved; the same command goes on from there")
         return command.EXIT_TERMINATED

@@ -2,14 +2,11 @@
 
 import functools
 import hashlib
-import json
 import math
-import platform
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,23 +14,29 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mmei_jax import input_pipeline
 from mmei_jax.checkpointing import Checkpointer
-from mmei_jax.config import Config, LossConfig, parse
+from mmei_jax.config import Config, LossConfig
+from mmei_jax.environment import versions
 from mmei_jax.losses import RecordLosses, class_weights_by_name, task_losses, total_loss
 from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
 from mmei_jax.models.mmei import Mmei
-from mmei_jax.records import Dataset, Split
-from mmei_jax.reports import comparison_table
+from mmei_jax.predictions import write_predictions
+from mmei_jax.record_metrics import (
+    modality_presence,
+    record_binary_cross_entropy,
+    record_cross_entropy,
+    record_ranking_values,
+)
+from mmei_jax.records import Dataset
+from mmei_jax.reports.tables import comparison_table
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated
 from mmei_jax.state import Variables, build_model, placed_variable_shapes
-from mmei_jax.types import MODALITIES, Batch, InputError, Items, Outputs, Predictions
-from mmei_jax.workdir import write_json
+from mmei_jax.types import MODALITIES, Batch, InputError, Items, Label, Outputs, Predictions
+from mmei_jax.workdir import read_config, write_json
 
 NUM_TOP_ITEMS = 10
 
@@ -130,15 +133,29 @@ class Evaluator:
 
     def _predict_batch(self, variables: Variables, batch: Batch, catalogue_embedding: Array | None) -> Predictions:
         outputs = cast(Outputs, self._model.apply(variables, batch, is_training=False))
-        scores = items = None
-        if catalogue_embedding is not None and outputs.user_embedding is not None:
+        loss = self._config.loss
+        emotion, intent = cast(Array, outputs.emotion), outputs.intent
+        present = modality_presence(batch)
+        absent = jnp.zeros_like(batch.is_record)
+        ranking = has_relevant_items = scores = items = None
+        if catalogue_embedding is not None and outputs.user_embedding is not None and batch.ranking is not None:
+            ranking, has_relevant_items = record_ranking_values(
+                outputs.user_embedding, catalogue_embedding, batch.ranking, batch.is_record
+            )
             # The precision of the ranking metrics, so that the items listed are those that were judged.
             every_score = jnp.matmul(outputs.user_embedding, catalogue_embedding.T, precision=jax.lax.Precision.HIGHEST)
             scores, items = jax.lax.top_k(every_score, min(NUM_TOP_ITEMS, every_score.shape[-1]))
         return Predictions(
-            emotion=_probabilities(cast(Array, outputs.emotion), self._config.loss.emotion),
-            intent=None if outputs.intent is None else jax.nn.softmax(outputs.intent),
+            emotion=_probabilities(emotion, loss.emotion),
+            emotion_choice=_choice(emotion, loss.emotion),
+            emotion_cross_entropy=_cross_entropy(emotion, batch.emotion, loss.emotion),
+            intent=None if intent is None else jax.nn.softmax(intent),
+            intent_choice=None if intent is None else _choice(intent, "softmax"),
+            intent_cross_entropy=None if intent is None else _cross_entropy(intent, batch.intent, "softmax"),
             modality_weights=outputs.modality_weights,
+            has_modality=jnp.stack([present.get(name, absent) for name in MODALITIES], axis=-1),
+            ranking=ranking,
+            has_relevant_items=has_relevant_items,
             top_items=items,
             top_scores=scores,
             record_index=batch.record_index,
@@ -223,7 +240,7 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
         "metrics": {name: value for name, value in figures.items() if np.isfinite(value)},
         "undefined_metrics": sorted(name for name, value in figures.items() if not np.isfinite(value)),
         "reference": reference,
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_json(folder / f"{split}.json", summary)
     table = comparison_table(figures, reference)
@@ -235,83 +252,6 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
 def manifest_fingerprint(dataset: Dataset) -> str:
     """SHA-256 of a data set's manifest, which holds the hashes of all its files."""
     return hashlib.sha256((dataset.path / "manifest.json").read_bytes()).hexdigest()
-
-
-def read_config(workdir: Path, data_path: str | None = None) -> Config:
-    """The configuration that a run wrote; with another data folder where one is given.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the configuration that train.py wrote: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
-        raise InputError(f"{path}: expected the configuration that train.py wrote, a JSON object with 'data'")
-    if data_path is not None:
-        values["data"]["path"] = data_path
-    return parse(values)
-
-
-def write_predictions(
-    path: Path, predictions: Iterator[Predictions], split: Split, config: Config, dataset: Dataset
-) -> None:
-    """Writes one row per record of the split, in its order, batch by batch; whole or not at all.
-
-    Columns: ``id``; ``emotion_label``, ``emotion_probabilities`` (or ``emotion_value``); ``intent_label``,
-    ``intent_probabilities``; ``alpha_vision|audio|text``; ``top_item_index``, ``top_item_score``. Labels that a record
-    lacks are null.
-    """
-    labels = {"emotion": config.loss.emotion_label, "intent": "intent"}
-    names = {
-        f"{task}_classes": json.dumps(dataset.spec.labels[label].class_names)
-        for task, label in labels.items()
-        if label in dataset.spec.labels
-    }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        tables = (pa.table(_prediction_columns(part, split, config)) for part in predictions)
-        first = next(tables)
-        with pq.ParquetWriter(partial, first.schema.with_metadata(names)) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _prediction_columns(part: Predictions, split: Split, config: Config) -> dict[str, Any]:
-    record_index, emotion = np.asarray(part.record_index), np.asarray(part.emotion)
-    is_record = record_index >= 0
-    index = record_index[is_record]
-
-    def lists(values: Array | np.ndarray) -> pa.Array:
-        rows = np.asarray(values)[is_record]
-        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-
-    def label(name: str) -> pa.Array:
-        values, is_labelled = split.gather_label(name, index)
-        if values.ndim == 2:
-            return pa.FixedSizeListArray.from_arrays(
-                pa.array(values.reshape(-1)), values.shape[1], mask=pa.array(~is_labelled)
-            )
-        return pa.array(values, mask=~is_labelled)
-
-    columns: dict[str, Any] = {"id": split.ids(index), "emotion_label": label(config.loss.emotion_label)}
-    if emotion.ndim == 2:
-        columns["emotion_probabilities"] = lists(emotion)
-    else:
-        columns["emotion_value"] = emotion[is_record]
-    if part.intent is not None:
-        columns |= {"intent_label": label("intent"), "intent_probabilities": lists(part.intent)}
-    for place, name in enumerate(MODALITIES):
-        columns[f"alpha_{name}"] = np.asarray(part.modality_weights)[is_record, place]
-    if part.top_items is not None and part.top_scores is not None:
-        columns |= {"top_item_index": lists(part.top_items), "top_item_score": lists(part.top_scores)}
-    return columns
 
 
 def _fetch_late(results: Iterator[Any]) -> Iterator[Any]:
@@ -331,6 +271,14 @@ def _probabilities(emotion: Array, kind: str) -> Array:
     return jax.nn.sigmoid(emotion) if kind == "sigmoid" else emotion
 
 
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pyarrow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+def _choice(logits: Array, kind: str) -> Array | None:
+    """What the metrics judge: the class of the largest logit, or the classes of positive logits."""
+    if kind == "softmax":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return logits > 0.0 if kind == "sigmoid" else None
+
+
+def _cross_entropy(logits: Array, label: Label | None, kind: str) -> Array | None:
+    if kind == "regression" or label is None:
+        return None
+    return record_cross_entropy(logits, label) if kind == "softmax" else record_binary_cross_entropy(logits, label)

@@ -167,8 +167,8 @@ def evaluation_batches(
 
     Args:
         dataset: has the splits, and the training splits whose statistics the ranking targets carry.
-        config: what to read; batches have ``config.data.evaluation_batch_size`` records, rounded up to a multiple of
-            the devices.
+        config: what to read; batches have ``config.data.evaluation_batch_size`` records on any number of devices (the
+            ranking loss compares the records of a batch), and filler up to a multiple of the devices.
         splits: names of manifest splits.
         sharding: splits the leading axis of every array.
         statistics: what :func:`ranking_statistics` gives; computed here if None.
@@ -177,9 +177,10 @@ def evaluation_batches(
         InputError: data and configuration do not fit.
     """
     split = dataset.split(*splits)
-    batch_size = -(-config.data.evaluation_batch_size // sharding.num_devices) * sharding.num_devices
-    order = SequentialOrder(num_records=split.num_records, batch_size=batch_size)
-    return _iterate(split, order, batch_size, config, sharding, statistics)
+    batch_size = config.data.evaluation_batch_size
+    num_filler = -batch_size % sharding.num_devices
+    order = SequentialOrder(num_records=split.num_records, batch_size=batch_size, num_filler=num_filler)
+    return _iterate(split, order, batch_size + num_filler, config, sharding, statistics)
 
 
 def ranking_statistics(dataset: Dataset, config: Config) -> RankingStatistics | None:
@@ -225,7 +226,8 @@ def check(dataset: Dataset, config: Config) -> None:
 
     Raises:
         InputError: a split, modality or label is missing; a label is of another kind than its task, or no training
-            record carries it; slates or the catalogue are missing; a split is empty, or smaller than a batch.
+            record carries it, or no validation record where ``config.train.best_metric`` needs it; slates or the
+            catalogue are missing; a split is empty, or smaller than a batch.
     """
     for name in (*config.data.train_splits, *config.data.validation_splits, *config.data.test_splits):
         if dataset.split(name).num_records == 0:
@@ -239,6 +241,7 @@ def check(dataset: Dataset, config: Config) -> None:
     _check_label(train, "emotion_label", config.loss.emotion_label, _LABEL_KINDS[config.loss.emotion])
     if config.loss.intent != "none":
         _check_label(train, "intent", "intent", _LABEL_KINDS[config.loss.intent])
+    _check_validation_labels(dataset, config)
     if config.loss.ranking != "none" and (dataset.manifest["catalogue"] is None or not dataset.spec.has_slates):
         ranking_statistics(dataset, config)
 
@@ -308,8 +311,27 @@ def _check_label(train: Split, key: str, name: str, kind: str) -> None:
         raise InputError(f"config.loss.{key}: {path} has no label {name!r}; it has {', '.join(labels) or 'no labels'}")
     if labels[name].kind != kind:
         raise InputError(f"config.loss.{key}: label {name!r} of {path} is {labels[name].kind}; the task expects {kind}")
-    for start in range(0, train.num_records, _RECORDS_PER_CHUNK):
-        indices = np.arange(start, min(start + _RECORDS_PER_CHUNK, train.num_records))
-        if train.gather_label(name, indices)[1].any():
-            return
-    raise InputError(f"config.loss.{key}: no record of split {'+'.join(train.names)} of {path} has label {name!r}")
+    if not _has_label(train, name):
+        raise InputError(f"config.loss.{key}: no record of split {'+'.join(train.names)} of {path} has label {name!r}")
+
+
+def _check_validation_labels(dataset: Dataset, config: Config) -> None:
+    """Refuses a best metric that would be undefined, after the first epochs, for want of labels."""
+    metric, validation = config.train.best_metric, dataset.split(*config.data.validation_splits)
+    labels = {"emotion": config.loss.emotion_label} | ({"intent": "intent"} if config.loss.intent != "none" else {})
+    needs_all = metric in ("validation/mean_accuracy", "validation/loss") or metric.startswith("validation/joint/")
+    for task, name in labels.items():
+        if (needs_all or task in metric.split("/")) and not _has_label(validation, name):
+            raise InputError(
+                f"config.train.best_metric = {metric!r}: no record of split {'+'.join(validation.names)} of "
+                f"{dataset.path} has label {name!r}; expected a metric of another task, or another validation split"
+            )
+
+
+def _has_label(split: Split, name: str) -> bool:
+    """Whether any record carries the label."""
+    for start in range(0, split.num_records, _RECORDS_PER_CHUNK):
+        indices = np.arange(start, min(start + _RECORDS_PER_CHUNK, split.num_records))
+        if split.gather_label(name, indices)[1].any():
+            return True
+    return False

@@ -18,16 +18,20 @@ Names, as ``<task>/<figure>``:
 import functools
 from collections.abc import Iterable, Mapping
 
-import jax
 import jax.numpy as jnp
 from clu.metrics import Metric
 from jaxtyping import Array, Bool, Float
 
 from mmei_jax.config import LossConfig
 from mmei_jax.mergeable import Means
-from mmei_jax.ranking_metrics import ranking_values
 from mmei_jax.recognition_metrics import ConfusionMatrix, MultiLabelConfusion, Sentiment
-from mmei_jax.types import MODALITIES, Batch, Label, Outputs, RankingTargets, TokenSequence
+from mmei_jax.record_metrics import (
+    modality_presence,
+    record_binary_cross_entropy,
+    record_cross_entropy,
+    record_ranking_values,
+)
+from mmei_jax.types import MODALITIES, Batch, Label, Outputs, RankingTargets
 
 __all__ = [
     "ConfusionMatrix",
@@ -80,6 +84,7 @@ def batch_metrics(
         ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
         ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
         ... )
+        >>> from mmei_jax.types import TokenSequence
         >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.ones((2, 1), int))
         >>> batch = Batch(
         ...     vision=None, audio=None, text=tokens, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
@@ -122,6 +127,7 @@ def merge_all(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
         ValueError: there is no part, or parts hold different metrics.
 
     Example:
+        >>> import jax
         >>> is_counted = jnp.array([True, True])
         >>> first = {"a/b": Means.from_model_output({"loss": jnp.array([1.0, 2.0])}, is_counted)}
         >>> second = {"a/b": Means.from_model_output({"loss": jnp.array([6.0, 9.0])}, ~is_counted)}
@@ -196,7 +202,7 @@ def classification_metrics(task: str, logits: Float[Array, "batch classes"], lab
     confusion = ConfusionMatrix.from_model_output(
         jnp.argmax(logits, axis=-1), label.value, label.is_labelled, num_classes=logits.shape[-1]
     )
-    cross_entropy = Means.from_model_output({"cross_entropy": _cross_entropy(logits, label)}, label.is_labelled)
+    cross_entropy = Means.from_model_output({"cross_entropy": record_cross_entropy(logits, label)}, label.is_labelled)
     return {f"{task}/confusion": confusion, f"{task}/cross_entropy": cross_entropy}
 
 
@@ -233,7 +239,7 @@ def joint_metrics(
         is_counted,
         num_classes=emotion.shape[-1] * num_intents,
     )
-    values = _cross_entropy(emotion, emotion_label) + _cross_entropy(intent, intent_label)
+    values = record_cross_entropy(emotion, emotion_label) + record_cross_entropy(intent, intent_label)
     return {
         "joint/confusion": confusion,
         "joint/cross_entropy": Means.from_model_output({"cross_entropy": values}, is_counted),
@@ -262,9 +268,8 @@ def multi_label_metrics(
         (0.0, 1.0, 0.0)
     """
     confusion = MultiLabelConfusion.from_model_output(logits, label.value, label.is_labelled, class_names=class_names)
-    logits = logits.astype(jnp.float32)
-    values = label.value * jax.nn.softplus(-logits) + (1.0 - label.value) * jax.nn.softplus(logits)
-    cross_entropy = Means.from_model_output({"cross_entropy": jnp.mean(values, axis=-1)}, label.is_labelled)
+    values = record_binary_cross_entropy(logits, label)
+    cross_entropy = Means.from_model_output({"cross_entropy": values}, label.is_labelled)
     return {f"{task}/confusion": confusion, f"{task}/cross_entropy": cross_entropy}
 
 
@@ -276,14 +281,7 @@ def catalogue_metrics(
     *,
     cutoffs: tuple[int, ...] = (10,),
 ) -> dict[str, Metric]:
-    """Ranks the whole catalogue by Eq. 7 for each record; see :mod:`mmei_jax.ranking_metrics`.
-
-    Args:
-        user_embedding: ``[batch, embedding]`` float, F_u.
-        catalogue_embedding: ``[items, embedding]`` float, E_c in catalogue order.
-        targets: relevant items. A record without any is not counted, as trec_eval leaves out unjudged queries.
-        is_record: ``[batch]`` bool, False for filler.
-        cutoffs: k.
+    """Ranks the whole catalogue by Eq. 7 for each record; see :func:`record_ranking_values`, of which it takes means.
 
     Returns:
         Metrics by key.
@@ -301,18 +299,8 @@ def catalogue_metrics(
         >>> compute_all(catalogue_metrics(user, catalogue, targets, jnp.array([True]), cutoffs=(1,)))
         {'ranking/map': 0.5, 'ranking/mrr': 0.5, 'ranking/ndcg@1': 0.0, 'ranking/hr@1': 0.0, 'ranking/recall@1': 0.0}
     """
-    # HIGHEST: on accelerators the default would round float32 inputs of the product to fewer bits, and make ties.
-    scores = jnp.matmul(
-        user_embedding.astype(jnp.float32),
-        catalogue_embedding.astype(jnp.float32).T,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    is_counted = is_record & jnp.any(targets.relevant_index >= 0, axis=-1)
-    return {
-        "ranking/catalogue": Means.from_model_output(
-            ranking_values(scores, targets.relevant_index, cutoffs), is_counted
-        )
-    }
+    values, is_counted = record_ranking_values(user_embedding, catalogue_embedding, targets, is_record, cutoffs=cutoffs)
+    return {"ranking/catalogue": Means.from_model_output(values, is_counted)}
 
 
 def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]:
@@ -326,6 +314,7 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
         Metrics by key, one for each modality that the batch carries.
 
     Example:
+        >>> from mmei_jax.types import TokenSequence
         >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.array([[1], [0]]))
         >>> batch = Batch(
         ...     vision=None, audio=tokens, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2)
@@ -336,20 +325,7 @@ def modality_weight_metrics(outputs: Outputs, batch: Batch) -> dict[str, Metric]
         {'alpha/audio': 0.75}
     """
     found: dict[str, Metric] = {}
-    for name, sequence in batch.sequences().items():
+    for name, is_present in modality_presence(batch).items():
         alpha = outputs.modality_weights[:, MODALITIES.index(name)]
-        is_present = batch.is_record & _has_tokens(sequence, batch.is_record.shape[0])
         found[f"alpha/{name}"] = Means.from_model_output({name: alpha}, is_present)
     return found
-
-
-def _has_tokens(sequence: TokenSequence, num_records: int) -> Bool[Array, "batch"]:
-    num_rows = sequence.segment_ids.shape[0]
-    segments = 1 + jnp.arange(num_records // num_rows)
-    return jnp.any(sequence.segment_ids[:, None, :] == segments[None, :, None], axis=-1).reshape(num_records)
-
-
-def _cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> Float[Array, "batch"]:
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    safe_class = jnp.where(label.is_labelled, label.value, 0)
-    return -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]

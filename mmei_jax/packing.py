@@ -78,6 +78,9 @@ def pack(
     Returns:
         ``[records]`` the row of each record, counted from 0, none left empty.
 
+    Raises:
+        ValueError: a record is longer than a row.
+
     Example:
         >>> pack(np.array([[3], [1], [2], [2]]), capacity=np.array([4]), records_per_row=2)
         array([0, 0, 1, 1])

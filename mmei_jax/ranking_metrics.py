@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+# What a record's own value is called, where its mean over records has a name of its own.
+RECORD_NAMES = {"map": "average_precision", "mrr": "reciprocal_rank"}
+
 
 def relevant_ranks(
     scores: Float[Array, "batch items"], relevant_index: Int[Array, "batch relevant"]

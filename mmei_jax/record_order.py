@@ -62,11 +62,13 @@ class SequentialOrder:
     Args:
         num_records: records of the split.
         batch_size: records per batch.
+        num_filler: places at the end of every batch that hold -1 in any case.
     """
 
-    def __init__(self, *, num_records: int, batch_size: int) -> None:
+    def __init__(self, *, num_records: int, batch_size: int, num_filler: int = 0) -> None:
         self._num_records = num_records
         self._batch_size = batch_size
+        self._num_filler = num_filler
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -75,7 +77,8 @@ class SequentialOrder:
     def __getitem__(self, step: int) -> Int64[np.ndarray, "batch"]:
         """Positions in the split of the records of batch ``step``; -1 is filler."""
         places = np.arange(step * self._batch_size, (step + 1) * self._batch_size, dtype=np.int64)
-        return np.where(places < self._num_records, places, -1)
+        records = np.where(places < self._num_records, places, -1)
+        return np.pad(records, (0, self._num_filler), constant_values=-1)
 
 
 def permute(places: Int64[np.ndarray, "batch"], num_records: int, seed: int, epoch: int) -> Int64[np.ndarray, "batch"]:

@@ -128,8 +128,8 @@ def step_compiler_options(shapes: TrainState) -> dict[str, str]:
     Args:
         shapes: the state's shapes with shardings.
     """
-    platform = next(iter(shapes.step.sharding.device_set)).platform
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if platform == "cpu" else {}
+    device: Any = next(iter(shapes.step.sharding.device_set))  # typed as optional by jax
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if device.platform == "cpu" else {}
 
 
 def split_batch(batch: Batch, num_micro_batches: int) -> Batch:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mmei_jax import input_pipeline
+from mmei_jax import environment, input_pipeline
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.config import Config
 from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
@@ -78,25 +78,27 @@ class Progress:
         self.best_value = value if is_better else self.best_value
 
 
-def train(config: Config, workdir: Path) -> TrainResult:
+def train(config: Config, workdir: Path, *, command: str | None = None) -> TrainResult:
     """Trains until the end, an early stop, or a signal; goes on from the last checkpoint where there is one.
 
     Args:
         config: the run.
-        workdir: receives ``config.json``, ``parameters.txt``, ``metrics.jsonl``, ``tensorboard/`` and ``checkpoints/``.
+        workdir: receives ``config.json``, ``environment.json``, ``parameters.txt``, ``metrics.jsonl``, ``tensorboard/``
+            and ``checkpoints/``.
+        command: the command line that started the run, for ``environment.json``; None when Python code did.
 
     Raises:
         InputError: configuration, data, devices or an earlier run in ``workdir`` do not fit; or a loss is not finite.
     """
-    with locked(workdir), stop_on_signals() as stop, closing(_Run(config, workdir)) as run:
+    with locked(workdir), stop_on_signals() as stop, closing(_Run(config, workdir, command)) as run:
         return run.loop(stop)
 
 
 class _Run:
     """One process's part of a run: everything that the loop needs, built once."""
 
-    def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: Config, workdir: Path, command: str | None):
+        self.config, self.workdir, self.command = config, workdir, command
         self.dataset = Dataset.open(config.data.path)
         if jax.process_count() > 1:
             raise InputError(f"{jax.process_count()} JAX processes: training runs in one process, on all its devices")
@@ -172,14 +174,14 @@ class _Run:
             self._check_resumable(self.checkpointer.read_config(self.checkpointer.latest_step))
             shapes = state_shapes(self.model, self.optimizer, self.mesh)
             state, progress = self.checkpointer.restore(shapes, iterator)
-            write_json(self.workdir / "config.json", config.to_json())
+            self._write_conditions()
             print(f"going on from the checkpoint of step {int(state.step)}", flush=True)
             return state, iterator, Progress(**progress)
         statistics = {}
         if config.data.standardize:
             statistics = {name: self._feature_statistics(name) for name in config.data.modalities}
         state = initial_state(self.model, self.optimizer, self.mesh, seed=config.seed, statistics=statistics)
-        write_json(self.workdir / "config.json", config.to_json())
+        self._write_conditions()
         self._write_description(state)
         return state, iterator, Progress()
 
@@ -254,6 +256,10 @@ class _Run:
                 raise InputError(
                     f"config.{key} = {value!r}: expected {before.get(key)!r}, with which {self.workdir} was begun"
                 )
+
+    def _write_conditions(self) -> None:
+        write_json(self.workdir / "config.json", self.config.to_json())
+        write_json(self.workdir / "environment.json", environment.describe(self.command))
 
     def _write_description(self, state: TrainState) -> None:
         table = parameter_overview.get_parameter_overview(state.parameters)

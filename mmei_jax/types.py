@@ -218,20 +218,34 @@ class StepReport:
 
 @struct.dataclass
 class Predictions:
-    """What is written about each record.
+    """What is written about each record. What filler holds is arbitrary.
 
     Attributes:
         emotion: ``[batch, emotions]`` probabilities (softmax, sigmoid) or ``[batch]`` values (regression), float32.
+        emotion_choice: ``[batch]`` int32 class id (softmax) or ``[batch, emotions]`` bool (sigmoid), what the metrics
+            judge; None for a regression.
+        emotion_cross_entropy: ``[batch]`` float32 nats, arbitrary where not labelled; None for a regression.
         intent: ``[batch, intents]`` float32 probabilities; None when the task is off.
+        intent_choice, intent_cross_entropy: as for emotion; None when the task is off.
         modality_weights: ``[batch, modalities]`` float32 alpha.
+        has_modality: ``[batch, modalities]`` bool, whether the model was given a token of it.
+        ranking: by name, the ``[batch]`` float32 ranking metrics of each record; None when ranking is off.
+        has_relevant_items: ``[batch]`` bool, whether the record's ranking metrics count; None when ranking is off.
         top_items: ``[batch, k]`` int32 catalogue rows, best first; None when ranking is off.
         top_scores: ``[batch, k]`` float32, Eq. 7.
         record_index: ``[batch]`` int32 position in the split, -1 for filler.
     """
 
     emotion: Float[Array, "batch *emotions"]
+    emotion_choice: Array | None
+    emotion_cross_entropy: Float[Array, "batch"] | None
     intent: Float[Array, "batch intents"] | None
+    intent_choice: Int[Array, "batch"] | None
+    intent_cross_entropy: Float[Array, "batch"] | None
     modality_weights: Float[Array, "batch modalities"]
+    has_modality: Bool[Array, "batch modalities"]
+    ranking: dict[str, Float[Array, "batch"]] | None
+    has_relevant_items: Bool[Array, "batch"] | None
     top_items: Int[Array, "batch k"] | None
     top_scores: Float[Array, "batch k"] | None
     record_index: Int[Array, "batch"]

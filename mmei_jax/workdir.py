@@ -1,4 +1,4 @@
-"""A run's working directory: made, locked against a second process, and told to stop by signals."""
+"""A run's working directory: made, locked against a second process, told to stop by signals; its configuration."""
 
 import fcntl
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from mmei_jax.config import Config, parse
 from mmei_jax.types import InputError
 
 
@@ -57,6 +58,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_config(workdir: Path, data_path: str | None = None) -> Config:
+    """The configuration that a run wrote; with another data folder where one is given.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected the configuration that train.py wrote: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise InputError(f"{path}: expected the configuration that train.py wrote, a JSON object with 'data'")
+    if data_path is not None:
+        values["data"]["path"] = data_path
+    return parse(values)
 
 
 class StopRequest:

@@ -127,6 +127,31 @@ def test_content_kinds_of_test_are_unseen_in_training(tmp_path: Path) -> None:
     np.testing.assert_allclose(sizes, [0.7, 0.15, 0.15], atol=0.05)
 
 
+def test_splits_of_exact_sizes_follow_one_another_and_keep_their_records(tmp_path: Path) -> None:
+    def numbers(folder: Path, split: str) -> list[int]:
+        opened = records.Dataset.open(folder).split(split)
+        return [int(name.rsplit("-", 1)[1]) for name in opened.ids(np.arange(opened.num_records))]
+
+    arguments = ["--dim=16", "--seed=4"]
+    few, more = tmp_path / "few", tmp_path / "more"
+    assert aigc_int_dataset.main([f"--output={few}", *arguments, "--split_sizes=test=5,train_a=998"]) == 0
+    assert aigc_int_dataset.main([f"--output={more}", *arguments, "--split_sizes=test=5,train_a=998,train_b=40"]) == 0
+    assert numbers(more, "test") == list(range(5))
+    assert numbers(more, "train_a") == list(range(5, 1003))
+    assert numbers(more, "train_b") == list(range(1003, 1043))
+    before, after = records.Dataset.open(few), records.Dataset.open(more)
+    for split in ("test", "train_a"):
+        assert before.manifest["splits"][split] == after.manifest["splits"][split]
+        totals = aigc_int_report.ReferenceTotals()
+        for chunk in aigc_int.stream(4, 1003, 16):
+            is_member = np.isin(chunk.first_record + np.arange(len(chunk.latents.emotion)), numbers(more, split))
+            totals.add(aigc_int_report.predict(chunk), is_member)
+        assert after.reference(split) == pytest.approx(totals.named_figures(), abs=1e-12)
+    joined = after.split("train_a", "train_b")
+    assert joined.num_records == 1038
+    assert after.manifest["counts"]["simulation"]["num_records"] == 1043
+
+
 def test_splits_by_user_and_record_are_even() -> None:
     by_user = []
     for chunk in range(20):
@@ -148,6 +173,7 @@ def test_splits_by_user_and_record_are_even() -> None:
         (["--num_records=3"], "leaves split"),
         (["--dim=8"], "dim = 8: expected at least 14"),
         (["--seed=-2"], "seed = -2"),
+        (["--split_sizes=test=5"], "--split_sizes: expected without --num_records and --split_by"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -156,6 +182,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert generate(tmp_path / "bad", *flags) == 2
     captured = capsys.readouterr()
     assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sizes", ["train", "train=", "train=0", "train=-5", "train=2.5", "train=5,train=6", "a b=3"])
+def test_bad_split_sizes_are_one_line_and_leave_nothing(
+    sizes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert aigc_int_dataset.main([f"--output={tmp_path / 'bad'}", "--dim=16", f"--split_sizes={sizes}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert repr(sizes.split("=")[0]) in captured.err or repr(sizes.rsplit(",", 1)[-1]) in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -24,9 +24,10 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("workdir",),
         ("host_memory",),
+        ("environment",),
         ("encoders.transformer",),
         ("losses", "record_losses", "ranking_losses"),
-        ("metrics", "mergeable", "ranking_metrics", "recognition_metrics"),
+        ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics"),
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
         ("sharding",),
@@ -44,7 +45,21 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("input_pipeline", "batching", "data_statistics", "packing", "padding", "ranking_targets", "record_order"),
         ("models.fusion", "models.heads"),
-        ("reports",),
+        ("predictions",),
+        (
+            "reports.report",
+            "reports.result_sections",
+            "reports.run_sections",
+            "reports.evaluated_run",
+            "reports.record_table",
+            "reports.resampling",
+            "reports.calibration",
+            "reports.result_figures",
+            "reports.training_figures",
+            "reports.drawing",
+            "reports.page",
+            "reports.tables",
+        ),
     ),
     (("models.mmei",),),
     (
@@ -80,7 +95,7 @@ UNSEEN_BY_MODELS = {
     "pyarrow",
 }
 # Import names of distributions that are not called like what they install.
-IMPORT_NAMES = {"absl_py": "absl", "orbax_checkpoint": "orbax"}
+IMPORT_NAMES = {"absl_py": "absl", "markdown_it_py": "markdown_it", "orbax_checkpoint": "orbax"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
@@ -210,6 +225,17 @@ def test_only_sharding_names_mesh_axes(name):
             assert node.attr not in forbidden - {"P"}, f"line {node.lineno}: {node.attr}"
             is_jax = isinstance(node.value, ast.Name) and node.value.id == "jax"
             assert not (is_jax and node.attr == "make_mesh"), f"line {node.lineno}: jax.make_mesh"
+
+
+def test_training_starts_without_the_drawing_library():
+    reached, remaining = set(), {"training"}
+    while remaining:
+        reached |= remaining
+        remaining = {
+            name for found in remaining for name in _imported_modules(MODULES[found], with_main=False)
+        } - reached
+    assert "evaluation" in reached
+    assert not [name for name in reached if "matplotlib" in _import_roots(MODULES[name])]
 
 
 @pytest.mark.parametrize("path", RUN_TIME_FILES, ids=_name)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from mmei_jax.evaluation import read_config
 from mmei_jax.types import InputError
+from mmei_jax.workdir import read_config
 from tests import processes, tiny
 
 

@@ -55,7 +55,7 @@ def test_run_learns_and_writes_what_it_says(whole_run):
     assert losses[-1] < losses[0]
     assert result.step == 17
     assert [line["step"] for line in lines if "validation/loss" in line] == [9, 17]
-    for name in ("config.json", "parameters.txt", "tensorboard", "checkpoints"):
+    for name in ("config.json", "environment.json", "parameters.txt", "tensorboard", "checkpoints"):
         assert (workdir / name).exists()
     assert "emotion_head" in (workdir / "parameters.txt").read_text()
 
@@ -237,6 +237,23 @@ def test_evaluation_restores_the_best_checkpoint_and_writes_metrics_and_predicti
     chosen = np.stack(predictions["emotion_probabilities"]).argmax(axis=1)
     assert (chosen == predictions["emotion_label"]).mean() == pytest.approx(summary["metrics"]["emotion/accuracy"])
     np.testing.assert_allclose(predictions[["alpha_vision", "alpha_audio", "alpha_text"]].sum(axis=1), 1.0, atol=1e-5)
+    assert predictions["user_id"].tolist() == split.column("user_id")
+    for task in ("emotion", "intent"):
+        assert (
+            predictions[f"{task}_choice"].tolist() == np.stack(predictions[f"{task}_probabilities"]).argmax(1).tolist()
+        )
+    for name, metric in {
+        "average_precision": "ranking/map",
+        "reciprocal_rank": "ranking/mrr",
+        "ndcg@10": "ranking/ndcg@10",
+        "hr@10": "ranking/hr@10",
+        "recall@10": "ranking/recall@10",
+        "emotion_cross_entropy": "emotion/cross_entropy",
+        "intent_cross_entropy": "intent/cross_entropy",
+    }.items():
+        assert predictions[name].mean() == pytest.approx(summary["metrics"][metric], rel=1e-5), name
+    for name in ("vision", "audio", "text"):
+        assert predictions[f"has_{name}"].tolist() == (split.lengths(name) > 0).tolist()
     assert "exact ceiling" in table
     assert str(workdir / "eval" / "test.json") in table
     first = (workdir / "eval" / "test.json").read_bytes()

@@ -266,7 +266,11 @@ def test_predictions_hold_every_record_in_the_tasks_own_columns(config_of, evalu
     loss = config_of(variant).loss
     summary, table = evaluation_of(variant)
     answer = "emotion_value" if loss.emotion == "regression" else "emotion_probabilities"
-    assert table.column_names == ["id", "emotion_label", answer, "alpha_vision", "alpha_audio", "alpha_text"]
+    judged = [] if loss.emotion == "regression" else ["emotion_choice", "emotion_cross_entropy"]
+    assert table.column_names == [
+        *("id", "user_id", "has_vision", "has_audio", "has_text", "emotion_label", answer, *judged),
+        *("alpha_vision", "alpha_audio", "alpha_text"),
+    ]
     arrays = make_arrays()
     ids = arrays["id"][arrays["part"] == "test"].tolist()
     assert table["id"].to_pylist() == ids
@@ -308,6 +312,7 @@ def test_metrics_are_those_that_scikit_learn_finds_in_the_predictions(config_of,
     for name in ("vision", "audio", "text"):
         has_modality = arrays[f"{name}_lengths"][is_test] > 0 if name != "vision" else np.ones(10, bool)
         weights = table[f"alpha_{name}"].to_numpy()
+        assert table[f"has_{name}"].to_pylist() == has_modality.tolist()
         assert (weights[~has_modality] == 0).all()
         assert (weights[has_modality] > 0).all()
         expected[f"alpha/{name}"] = weights[has_modality].mean()

@@ -35,6 +35,7 @@ DESCRIPTION = (
     "constants, so that the exact posterior of emotion and intent is known; the card is data/aigc_int/README.md."
 )
 SIMULATION_REVISION = "1"
+DEFAULT_NUM_RECORDS = 20_000
 
 
 def split_membership(latents: Latents, split_by: str) -> dict[str, Bool[np.ndarray, "batch"]]:
@@ -57,6 +58,19 @@ def split_membership(latents: Latents, split_by: str) -> dict[str, Bool[np.ndarr
     return {name: wanted == position for position, name in enumerate(SPLITS)}
 
 
+def size_membership(
+    records: Int[np.ndarray, "batch"], sizes: Mapping[str, int]
+) -> dict[str, Bool[np.ndarray, "batch"]]:
+    """Which records belong to each split when splits of exact sizes follow one another in the order of the records.
+
+    Args:
+        records: ``[batch]`` numbers of the records within their seed.
+        sizes: records of each split; the first split begins at record 0.
+    """
+    position = np.searchsorted(np.cumsum(list(sizes.values())), records, side="right")
+    return {name: position == index for index, name in enumerate(sizes)}
+
+
 def _round_tokens(chunk: Chunk, dtype: str) -> Chunk:
     """The chunk with tokens as they will be stored: ceilings are computed from what a model will read."""
     tokens = {name: Tokens(part.values.astype(dtype), part.lengths) for name, part in chunk.tokens.items()}
@@ -68,7 +82,19 @@ def main(arguments: Sequence[str]) -> int:
     from mmei_jax import records
 
     options = _parse(arguments)
-    spec = records.DatasetSpec(
+
+    def run() -> int:
+        _resolve_splits(options)
+        with records.DatasetWriter(options.output, _spec(records, options), overwrite=options.overwrite) as writer:
+            totals = _write(records, writer, options)
+        _print_summary(options, totals)
+        return 0
+
+    return report_errors(run)
+
+
+def _spec(records: ModuleType, options: argparse.Namespace) -> Any:
+    return records.DatasetSpec(
         name="AIGC-INT-Sim (simulated)",
         description=DESCRIPTION,
         source="mmei_jax.simulation.aigc_int",
@@ -88,14 +114,6 @@ def main(arguments: Sequence[str]) -> int:
         extras=dict.fromkeys(_extras(draw_latents(0, 0)), "int32"),
     )
 
-    def run() -> int:
-        with records.DatasetWriter(options.output, spec, overwrite=options.overwrite) as writer:
-            totals = _write(records, writer, options)
-        _print_summary(options, totals)
-        return 0
-
-    return report_errors(run)
-
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
@@ -103,13 +121,50 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Writes simulated records as feature shards, streamed: memory does not grow with their number.",
     )
     parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--num_records", type=int, default=20_000, help="default: %(default)s; the paper has 5000")
+    parser.add_argument("--num_records", type=int, help=f"default: {DEFAULT_NUM_RECORDS}; the paper has 5000")
     parser.add_argument("--dim", type=int, default=32, help="features per token, at least 14 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
-    parser.add_argument("--split_by", choices=("record", "user", "content_kind"), default="record")
+    parser.add_argument(
+        "--split_by",
+        choices=("record", "user", "content_kind"),
+        help="70/15/15 %% into train, validation and test; default: record",
+    )
+    parser.add_argument(
+        "--split_sizes",
+        metavar="NAME=SIZE,...",
+        help="instead of --num_records and --split_by: splits of these names and exact sizes, one after the other in "
+        "the order of the records, such as test=3000,train_a=1000,train_b=9000: joined, the two are 10000 to train on",
+    )
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float32", help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there already")
     return parser.parse_args(arguments)
+
+
+def _resolve_splits(options: argparse.Namespace) -> None:
+    """Fills in ``num_records`` and ``split_by``, and turns ``split_sizes`` into numbers by name (None: not given).
+
+    Raises:
+        InputError: ``split_sizes`` cannot be read, or is given along with one of the options that it replaces.
+    """
+    if options.split_sizes is None:
+        options.num_records = DEFAULT_NUM_RECORDS if options.num_records is None else options.num_records
+        options.split_by = options.split_by or "record"
+        return
+    if options.num_records is not None or options.split_by is not None:
+        raise InputError("--split_sizes: expected without --num_records and --split_by, which it replaces")
+    sizes: dict[str, int] = {}
+    for item in options.split_sizes.split(","):
+        name, _, size = item.partition("=")
+        if not (size.isdecimal() and int(size)) or name in sizes:
+            raise InputError(f"--split_sizes {item!r}: expected NAME=SIZE, each name once, sizes at least 1")
+        sizes[name] = int(size)
+    options.split_sizes, options.num_records, options.split_by = sizes, sum(sizes.values()), "size"
+
+
+def _membership(options: argparse.Namespace, chunk: Chunk) -> dict[str, Bool[np.ndarray, "batch"]]:
+    if options.split_sizes is None:
+        return split_membership(chunk.latents, options.split_by)
+    return size_membership(chunk.first_record + np.arange(len(chunk.latents.emotion)), options.split_sizes)
 
 
 def _write(records: ModuleType, writer: Any, options: argparse.Namespace) -> Mapping[str, ReferenceTotals]:
@@ -119,26 +174,28 @@ def _write(records: ModuleType, writer: Any, options: argparse.Namespace) -> Map
         InputError: a split would be empty, or an option cannot be used.
     """
     writer.write_catalogue(_catalogue(records))
-    totals = {name: ReferenceTotals() for name in SPLITS}
-    num_written = dict.fromkeys(SPLITS, 0)
+    splits = tuple(options.split_sizes or SPLITS)
+    totals = {name: ReferenceTotals() for name in splits}
+    num_written = dict.fromkeys(splits, 0)
     for drawn in progress(stream(options.seed, options.num_records, options.dim), options.num_records):
         chunk = _round_tokens(drawn, options.dtype)
         predictions = predict(chunk)
-        slates = draw_slates(options.seed, chunk.index, chunk.latents)
+        # Of the whole chunk, also where the data set ends within it: a record's slate must not depend on the others.
+        slates = draw_slates(options.seed, chunk.index, draw_latents(options.seed, chunk.index))
         relevant = relevant_items(chunk.latents)
-        for name, is_member in split_membership(chunk.latents, options.split_by).items():
+        for name, is_member in _membership(options, chunk).items():
             rows = np.flatnonzero(is_member)
             if len(rows):
                 totals[name].add(predictions, is_member)
                 writer.write_columns(name, _columns(records, chunk, slates, relevant, rows, options.seed))
                 num_written[name] += len(rows)
-    empty = [name for name in SPLITS if not num_written[name]]
+    empty = [name for name in splits if not num_written[name]]
     if empty:
         raise InputError(
             f"num_records = {options.num_records}: leaves split {empty[0]!r} empty when split by {options.split_by}; "
             "ask for more"
         )
-    for name in SPLITS:
+    for name in splits:
         writer.set_reference(name, totals[name].named_figures())
     names = ("num_records", "dim", "seed", "split_by", "dtype")
     writer.set_counts("simulation", {name: getattr(options, name) for name in names})
@@ -201,7 +258,7 @@ def _columns(
 
 def _print_summary(options: argparse.Namespace, totals: Mapping[str, ReferenceTotals]) -> None:
     print(f"{options.output}: {options.num_records} simulated records, split by {options.split_by}")
-    for name in SPLITS:
+    for name in totals:
         exact = totals[name].figures("emotion")["accuracy"]
         fused = totals[name].figures("emotion", "late_fusion")["accuracy"]
         print(f"  {name}: emotion accuracy of the exact posterior {exact:.4f}, of late fusion {fused:.4f}")

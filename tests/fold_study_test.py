@@ -1,0 +1,128 @@
+"""Benchmarks on imported features by fold: who is trained and tested on what, the peer, the intervals, CMU-MOSI."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeClassifier
+from sklearn.preprocessing import StandardScaler
+
+from benchmarks import fold_study, mosi, ravdess
+from mmei_jax.config import parse
+from mmei_jax.records import Dataset
+from mmei_jax.training import TrainResult
+
+REAL_FILE = Path(__file__).parents[2] / "shared" / "data" / "mosi" / "utterances.npz"
+NUM_RECORDS = 240
+NUM_VIDEOS = 10
+DIMS = {"text": 100, "audio": 73, "vision": 100}
+
+
+def _made_up() -> dict[str, np.ndarray]:
+    """Arrays of MOSI's shapes: text tells the sentiment, audio and vision are noise of another scale."""
+    generator = np.random.default_rng(0)
+    sentiment = generator.permutation(np.arange(NUM_RECORDS) % 2 > 0).astype(np.int32)
+    arrays = {name: generator.normal(size=(NUM_RECORDS, dim)).astype(np.float32) for name, dim in DIMS.items()}
+    arrays["text"][:, :20] += 2.0 * (2 * sentiment[:, None] - 1)
+    arrays["audio"] = 200 * arrays["audio"] + 50
+    videos = np.array([f"video{index % NUM_VIDEOS}" for index in range(NUM_RECORDS)])
+    ids = np.array([f"{video}_{index}" for index, video in enumerate(videos)])
+    return arrays | {"sentiment": sentiment, "video_id": videos, "segment_id": ids}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mosi")
+    np.savez(folder / "utterances.npz", **_made_up())
+    return fold_study.import_folds(mosi.STUDY, str(folder / "utterances.npz"), folder / "data", ())
+
+
+@pytest.mark.usefixtures("compilation_cache")
+def test_mosi_configuration_learns_made_up_features_and_is_tested_on_the_named_fold(data, tmp_path):
+    (score,) = fold_study.our_scores(mosi.STUDY, data, ("vision", "audio", "text"), range(1), range(1), tmp_path)
+    majority = fold_study.majority_score(mosi.STUDY, data, 0)
+    assert score.accuracy > majority.accuracy + 0.2
+    evaluated = (tmp_path / "fold0_seed0" / "eval" / "test.json").read_text()
+    assert '"fold0"' in evaluated
+    assert '"fold1"' not in evaluated
+
+
+def test_run_that_a_signal_stopped_is_not_evaluated(data, tmp_path, monkeypatch):
+    stopped = TrainResult(step=1, best_step=1, stopped_by="SIGTERM")
+    monkeypatch.setattr(fold_study, "train", lambda config, folder: stopped)
+    monkeypatch.setattr(fold_study, "evaluate_workdir", lambda *arguments: pytest.fail("evaluated"))
+    with pytest.raises(SystemExit, match=r"SIGTERM: .*fold0_seed0 is not finished"):
+        next(fold_study.our_scores(mosi.STUDY, data, ("text",), range(1), range(1), tmp_path))
+
+
+@pytest.mark.parametrize("study", [mosi.STUDY, ravdess.STUDY], ids=["mosi", "ravdess"])
+def test_every_fold_is_tested_once_and_never_trained_or_validated_on_at_the_same_time(study):
+    tested = []
+    for fold in range(study.num_folds):
+        train_folds, validation, test = fold_study.fold_splits(study, fold)
+        assert len({*train_folds, validation, test}) == study.num_folds
+        tested.append(test)
+    assert sorted(tested) == [f"fold{index}" for index in range(study.num_folds)]
+    config = parse(study.get_config().to_dict())
+    used = (config.data.train_splits, *config.data.validation_splits, *config.data.test_splits)
+    assert used == fold_study.fold_splits(study, 0)
+
+
+def test_no_video_is_in_two_folds(data):
+    videos = [set(Dataset.open(data).split(f"fold{fold}").column("user_id")) for fold in range(5)]
+    assert sum(map(len, videos)) == len(set.union(*videos)) == NUM_VIDEOS
+
+
+def test_peer_is_the_ridge_classifier_on_the_raw_arrays_of_the_other_folds(data):
+    """On inputs that tell nothing, so that no two training sets give the same errors in every fold."""
+    arrays = _made_up()
+    inputs, labels = np.concatenate([arrays["audio"], arrays["vision"]], axis=1), arrays["sentiment"]
+    for fold in range(5):
+        split = Dataset.open(data).split(f"fold{fold}")
+        is_test = np.isin(arrays["segment_id"], split.ids(np.arange(split.num_records)))
+        scaler = StandardScaler().fit(inputs[~is_test])
+        model = RidgeClassifier(alpha=100.0).fit(scaler.transform(inputs[~is_test]), labels[~is_test])
+        expected = np.mean(model.predict(scaler.transform(inputs[is_test])) == labels[is_test])
+        assert fold_study.peer_score(mosi.STUDY, data, ("audio", "vision"), fold).accuracy == expected
+
+
+def test_shuffled_control_keeps_how_positive_each_video_is(data, tmp_path):
+    flags = ("--shuffle_labels_within=group", "--seed=0")
+    np.savez(tmp_path / "utterances.npz", **_made_up())
+    control = fold_study.import_folds(mosi.STUDY, str(tmp_path / "utterances.npz"), tmp_path / "control", flags)
+    folds = [f"fold{fold}" for fold in range(5)]
+    plain, shuffled = (Dataset.open(path).split(*folds) for path in (data, control))
+    assert plain.ids(np.arange(NUM_RECORDS)) == shuffled.ids(np.arange(NUM_RECORDS))
+    before, after = plain.column("label_sentiment"), shuffled.column("label_sentiment")
+    assert (before != after).any()
+    videos = np.array(plain.column("user_id"))
+    for video in np.unique(videos):
+        assert before[videos == video].sum() == after[videos == video].sum()
+
+
+def test_paired_difference_averages_seeds_and_draws_folds():
+    """Against a plain loop over the same draws; seeds that differ within a fold alone do not widen the interval."""
+    by_fold = np.array([[0.5, 0.7], [0.6, 0.8], [0.9, 0.9]])
+    ours = [fold_study.Score(value, 0.0) for value in by_fold.ravel()]
+    peer = [fold_study.Score(value, 0.0) for value in (0.5, 0.7, 0.6)]
+    found = fold_study.paired_difference(ours, peer, 3)
+    assert found == "+0.133, 95 % interval [+0.000, +0.300]"
+    same = [fold_study.Score(0.5 + 0.1 * (index % 2), 0.0) for index in range(6)]
+    level = [fold_study.Score(0.5, 0.0)] * 3
+    assert fold_study.paired_difference(same, level, 3) == "+0.050, 95 % interval [+0.050, +0.050]"
+
+
+@pytest.mark.skipif(not REAL_FILE.exists(), reason="the CMU-MOSI features are not beside the checkout")
+def test_ridge_by_video_on_the_real_features_is_as_known(tmp_path):
+    """559 utterances; the figures that docs/results.md gives for the peer."""
+    data = fold_study.import_folds(mosi.STUDY, str(REAL_FILE), tmp_path / "data", ())
+    assert sum(Dataset.open(data).split(f"fold{fold}").num_records for fold in range(5)) == 559
+
+    def mean(scores):
+        return float(np.mean([score.accuracy for score in scores]))
+
+    for modality, known in {"text": 0.759, "audio": 0.612, "vision": 0.665}.items():
+        found = mean(fold_study.peer_score(mosi.STUDY, data, (modality,), fold) for fold in range(5))
+        assert found == pytest.approx(known, abs=0.005), modality
+    majority = mean(fold_study.majority_score(mosi.STUDY, data, fold) for fold in range(5))
+    assert majority == pytest.approx(0.670, abs=0.005)
