@@ -152,7 +152,7 @@ def train_iterator(
         num_batches=num_steps(split.num_records, config.data.batch_size, num_epochs),
         seed=config.seed,
     )
-    return _iterate(split, order, config.data.batch_size, config, sharding, statistics)
+    return _iterate(split, order, Arranger(split, config.data, config.data.batch_size), config, sharding, statistics)
 
 
 def evaluation_batches(
@@ -180,7 +180,8 @@ def evaluation_batches(
     batch_size = config.data.evaluation_batch_size
     num_filler = -batch_size % sharding.num_devices
     order = SequentialOrder(num_records=split.num_records, batch_size=batch_size, num_filler=num_filler)
-    return _iterate(split, order, batch_size + num_filler, config, sharding, statistics)
+    arranger = Arranger(split, config.data, batch_size + num_filler, _num_shards(sharding))
+    return _iterate(split, order, arranger, config, sharding, statistics)
 
 
 def ranking_statistics(dataset: Dataset, config: Config) -> RankingStatistics | None:
@@ -275,13 +276,12 @@ def _num_shards(sharding: NamedSharding) -> int:
 def _iterate(
     split: Split,
     order: RecordOrder,
-    batch_size: int,
+    arranger: Arranger,
     config: Config,
     sharding: NamedSharding,
     statistics: RankingStatistics | None,
 ) -> grain.DatasetIterator[Batch]:
     """Builds the pipeline: reads in threads, places in another one, ahead of the caller."""
-    arranger = Arranger(split, config.data, batch_size, _num_shards(sharding))
     rows = {
         layout.num_rows: process_rows(
             sharding,

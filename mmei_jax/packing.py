@@ -41,11 +41,12 @@ def packed_layouts(data: DataConfig, batch_size: int, num_shards: int = 1) -> tu
     Args:
         data: gives the rows of a training batch; a batch of another size has rows in proportion.
         batch_size: records of a batch.
-        num_shards: the rows of a batch of another size are rounded up to a multiple of this.
+        num_shards: rows are rounded up to a multiple of this.
     """
-    numbers, records_per_row = set(data.packing.num_rows), data.packing.records_per_row
-    if batch_size != data.batch_size:
-        numbers = {-(-number * batch_size // (data.batch_size * num_shards)) * num_shards for number in numbers}
+    records_per_row = data.packing.records_per_row
+    numbers = {
+        -(-number * batch_size // (data.batch_size * num_shards)) * num_shards for number in data.packing.num_rows
+    }
     num_tokens = {name: getattr(data.packing.tokens_per_row, name) for name in MODALITIES if name in data.modalities}
     return tuple(Layout(number, records_per_row, num_tokens) for number in sorted(numbers))
 
@@ -109,7 +110,7 @@ class Arranger:
             split: has the records' lengths.
             data: modalities, length buckets and packing.
             batch_size: records of a batch, filler included.
-            num_shards: groups of devices among which the rows are split.
+            num_shards: packed rows are rounded up to a multiple of this.
         """
         self._split = split
         self._max_tokens = {name: getattr(data.max_tokens, name)[-1] for name in MODALITIES if name in data.modalities}

@@ -147,7 +147,7 @@ class TestArrange:
 
     @pytest.mark.parametrize(
         ("batch_size", "num_shards", "expected"),
-        [(16, 1, [4, 6, 8]), (32, 1, [8, 12, 16]), (8, 4, [4]), (33, 8, [16, 24])],
+        [(16, 1, [4, 6, 8]), (16, 8, [8]), (32, 1, [8, 12, 16]), (8, 4, [4]), (33, 8, [16, 24])],
     )
     def test_evaluation_batches_have_rows_in_proportion_that_devices_can_share(
         self, data, batch_size, num_shards, expected
@@ -276,8 +276,7 @@ class TestTraining:
         "changes",
         [
             {"loss__ranking": "in_batch_softmax"},
-            {"loss__ranking": "bpr", "model__pooling": "attention"},
-            {"loss__ranking": "listnet", "model__pooling": "first"},
+            {"loss__ranking": "listnet", "model__pooling": "attention"},
             {"loss__ranking": "none", "data__modalities": ("vision", "text"), "loss__task_weighting": "uncertainty"},
         ],
         ids=lambda changes: changes["loss__ranking"],
