@@ -63,7 +63,12 @@ class OurRun:
         self.shapes = state_shapes(model, optimizer, mesh)
         self.step: TrainStep = make_train_step(model, optimizer, config, None)
         self.jitted = jit_train_step(self.step, self.shapes)
-        self.batches = [jax.device_put(batch, batch_sharding(mesh)) for batch in batches]
+        self._batch_sharding = batch_sharding(mesh)
+        self.place(batches)
+
+    def place(self, batches: Sequence[Batch]) -> None:
+        """Puts these batches on the device, to be read in turns."""
+        self.batches = [jax.device_put(batch, self._batch_sharding) for batch in batches]
 
     def update(self, index: int) -> jax.Array:
         """One update; its loss."""
