@@ -125,10 +125,11 @@ def test_intervals_are_percentiles_of_plainly_resampled_records():
 
 
 def test_users_are_drawn_with_all_their_records():
-    user_ids = [f"user{row % 6}" for row in range(NUM_RECORDS)]
+    owner = np.random.default_rng(1).integers(0, 6, NUM_RECORDS)
+    user_ids = [f"user{user}" for user in owner]
     records, _, _ = make_records(user_ids=user_ids)
     generator, expected = np.random.default_rng(2), []
-    members = [[row for row in range(NUM_RECORDS) if row % 6 == user] for user in range(6)]
+    members = [np.flatnonzero(owner == user) for user in range(6)]
     for _ in range(100):
         rows = np.concatenate([members[user] for user in generator.integers(0, 6, 6)])
         rows = rows[records.emotion.is_labelled[rows]]
