@@ -161,7 +161,7 @@ def _our_scores(data: Path, modalities: tuple[str, ...], folds: range, seeds: ra
 def _arrays(data: Path, modalities: tuple[str, ...], splits: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     split = Dataset.open(data).split(*splits)
     everything = np.arange(split.num_records)
-    features = [split.gather_tokens(name, everything, 1)[0][:, 0] for name in modalities]
+    features = [split.gather_tokens(name, everything, 1)[0][:, 0].astype(np.float32) for name in modalities]
     return np.concatenate(features, axis=1), split.gather_label("emotion", everything)[0]
 
 

@@ -67,7 +67,8 @@ class BatchReader:
             bucket: which of the configured numbers of tokens to pad to, or cut at.
 
         Returns:
-            A batch of NumPy arrays. Padding, filler and missing labels hold zeros.
+            A batch of NumPy arrays; features are of the stored type, which the model converts on its device. Padding,
+            filler and missing labels hold zeros.
 
         Raises:
             InputError: a record does not fit the data set's description; names it.

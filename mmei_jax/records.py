@@ -16,15 +16,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 
 from mmei_jax import record_files
+from mmei_jax.record_gathering import RaggedColumn, aligned_empty
 from mmei_jax.record_schema import (
     CATALOGUE_FORMAT,
     RECORDS_FORMAT,
@@ -181,15 +181,6 @@ class Dataset:
                 record_files.check_hash(self.path / entry["file"], entry["sha256"])
 
 
-@dataclass(frozen=True)
-class _RaggedColumn:
-    """A list column over all shards: its memory-mapped values, and where each record's lie."""
-
-    values: list[np.ndarray]
-    starts: np.ndarray
-    lengths: np.ndarray
-
-
 class Split:
     """Records of one or several splits, memory-mapped. Indices count through the splits in the order they were joined.
 
@@ -218,8 +209,8 @@ class Split:
 
     def gather_tokens(
         self, modality: str, indices: Integer[np.ndarray, "batch"], max_tokens: int
-    ) -> tuple[Float32[np.ndarray, "batch tokens dim"], Int32[np.ndarray, "batch"]]:
-        """Tokens of a batch of records.
+    ) -> tuple[Float[np.ndarray, "batch tokens dim"], Int32[np.ndarray, "batch"]]:
+        """Tokens of a batch of records, copied once: as they are stored, to where a CPU device uses them in place.
 
         Args:
             modality: its name.
@@ -227,15 +218,19 @@ class Split:
             max_tokens: tokens kept of each record, from its start.
 
         Returns:
-            ``[batch, max_tokens, dim]`` float32 whose padding is 0, and ``[batch]`` int32 numbers of tokens kept (0
-            where the modality is absent).
+            ``[batch, max_tokens, dim]`` array of the stored type (float16 or float32) whose padding is 0, and
+            ``[batch]`` int32 numbers of tokens kept (0 where the modality is absent).
 
         Raises:
             InputError: the data set lacks the modality, or a shard's offsets are corrupt.
             IndexError: an index is out of range.
         """
-        tokens = np.zeros((len(indices), max_tokens, self._modality(modality).dim), np.float32)
-        return tokens, self._fill(self._ragged(modality), indices, tokens)
+        spec = self._modality(modality)
+        tokens = aligned_empty((len(indices), max_tokens, spec.dim), spec.dtype)
+        kept = self._ragged(modality).fill(tokens, indices, self._locate(indices)[0])
+        for row in np.flatnonzero(kept < max_tokens).tolist():
+            tokens[row, kept[row] :] = 0
+        return tokens, kept
 
     def gather_list(
         self, column: str, indices: Integer[np.ndarray, "batch"], length: int, fill: float | int
@@ -248,7 +243,7 @@ class Split:
         """
         ragged = self._ragged(column)
         rows = np.full((len(indices), length), fill, ragged.values[0].dtype)
-        self._fill(ragged, indices, rows)
+        ragged.fill(rows, indices, self._locate(indices)[0])
         return rows
 
     def gather_label(
@@ -322,7 +317,7 @@ class Split:
         shards = np.searchsorted(self._batch_starts, positions, side="right") - 1
         return shards, positions - self._batch_starts[shards]
 
-    def _ragged(self, name: str) -> _RaggedColumn:
+    def _ragged(self, name: str) -> RaggedColumn:
         if name not in self._cache:
             schema = self._batches[0][1].schema
             if name not in schema.names or not pa.types.is_large_list(schema.field(name).type):
@@ -331,21 +326,10 @@ class Split:
             parts = [record_files.list_parts(file, name, batch) for file, batch in self._batches]
             lengths = np.concatenate([part[2] for part in parts])
             lengths.flags.writeable = False
-            self._cache[name] = _RaggedColumn(
+            self._cache[name] = RaggedColumn(
                 values=[part[0] for part in parts], starts=np.concatenate([part[1] for part in parts]), lengths=lengths
             )
-        return cast(_RaggedColumn, self._cache[name])
-
-    def _fill(self, ragged: _RaggedColumn, indices: np.ndarray, out: np.ndarray) -> Int32[np.ndarray, "batch"]:
-        """Copies each record's values into its row of ``out`` (``[batch, length, ...]``); gives the lengths kept."""
-        shards, _ = self._locate(indices)
-        kept = np.minimum(ragged.lengths[indices], out.shape[1])
-        starts = ragged.starts[indices]
-        values = ragged.values
-        rows = zip(shards.tolist(), starts.tolist(), (starts + kept).tolist(), kept.tolist(), strict=True)
-        for row, (shard, start, end, size) in enumerate(rows):
-            out[row, :size] = values[shard][start:end]
-        return kept.astype(np.int32)
+        return cast(RaggedColumn, self._cache[name])
 
     def _scalars(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Values (0 where missing) and presence of a label column, for all records."""

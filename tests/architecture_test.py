@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("encoders.transformer",),
         ("losses", "record_losses", "ranking_losses"),
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics"),
-        ("records", "record_schema", "record_files", "record_arrow", "record_writer"),
+        ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
         ("sharding",),
         ("optimizer",),
