@@ -16,8 +16,10 @@ DATA = flags.DEFINE_string("data", None, "Folder of the data set, if it is not w
 def main() -> int:
     """Evaluates, prints the table."""
     # Imported here so that --help and a wrong flag answer at once.
+    from mmei_jax import compilation_cache
     from mmei_jax.evaluation import evaluate_workdir
 
+    compilation_cache.enable()
     print(evaluate_workdir(Path(WORKDIR.value), SPLIT.value, DATA.value))
     return 0
 

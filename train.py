@@ -22,9 +22,11 @@ flags.mark_flag_as_required("config")
 def main() -> int:
     """Trains, and says how to go on."""
     # Imported here so that --help and a wrong flag answer at once.
+    from mmei_jax import compilation_cache
     from mmei_jax.config import parse
     from mmei_jax.training import train
 
+    compilation_cache.enable()
     result = train(parse(CONFIG.value.to_dict()), Path(WORKDIR.value))
     if result.stopped_by:
         print(f"stopped by {result.stopped_by} at step {result.step}, saved; the same command goes on from there")

@@ -3,13 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int32, Int64, Integer, Shaped
-
-# XLA takes over a host array that starts at a multiple of this many bytes; any other it copies to a CPU device.
-ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,14 @@ class RaggedColumn:
         Returns:
             ``[batch]`` int32 numbers of values copied, at most ``length``.
         """
-        kept = np.minimum(self.lengths[indices], out.shape[1])
+        length = out.shape[1]
+        kept = np.minimum(self.lengths[indices], length)
         starts = self.starts[indices]
+        if len(indices) and (kept == length).all() and (shards == shards[0]).all():
+            # One call that copies without the interpreter's lock: other reader threads copy at the same time. ("raise",
+            # the default mode, would copy twice; all positions were checked when the column was opened.)
+            np.take(self.values[shards[0]], starts[:, None] + np.arange(length), axis=0, out=out, mode="clip")
+            return kept.astype(np.int32)
         rows = zip(shards.tolist(), starts.tolist(), (starts + kept).tolist(), kept.tolist(), strict=True)
         for row, (shard, start, end, size) in enumerate(rows):
             out[row, :size] = self.values[shard][start:end]
@@ -50,8 +53,10 @@ class RaggedColumn:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: str) -> Shaped[np.ndarray, "..."]:
-    """An array that holds anything, and starts at a multiple of :data:`ALIGNMENT_BYTES`."""
+    """An array that holds anything, and starts where a CPU device can use it in place.
+
+    XLA takes over a host array that starts at a multiple of 64 bytes, and copies any other. Arrow's memory does, and its
+    pool keeps what is let go for the next batch; NumPy's goes back to the system, which clears every page again.
+    """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory: Any = np.empty(size + ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT_BYTES
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, buffer=pa.allocate_buffer(size))

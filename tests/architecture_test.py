@@ -23,6 +23,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("types", "config"),),
     (
         ("command",),
+        ("compilation_cache",),
         ("workdir",),
         ("encoders.transformer",),
         ("losses", "record_losses", "ranking_losses"),
