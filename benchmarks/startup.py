@@ -9,6 +9,8 @@ as the first run on a machine does; ``no cache`` has none. All three must report
 """
 
 import argparse
+import importlib
+import itertools
 import json
 import os
 import statistics
@@ -82,9 +84,9 @@ def make_data(folder: Path) -> None:
 def warm_cache(case: Case) -> rounds.Ready:
     """Every start after the first one on a machine."""
     cache = tempfile.TemporaryDirectory()
-    start(case.data, {"JAX_COMPILATION_CACHE_DIR": cache.name})
+    start(case.data, {"XDG_CACHE_HOME": cache.name})
     # The finalizer of ``cache`` removes the folder: it must live as long as the side.
-    return _ready(case, rounds.OURS, lambda: ({"JAX_COMPILATION_CACHE_DIR": cache.name}, None))
+    return _ready(case, rounds.OURS, lambda: ({"XDG_CACHE_HOME": cache.name}, None))
 
 
 def cold_cache(case: Case) -> rounds.Ready:
@@ -92,7 +94,7 @@ def cold_cache(case: Case) -> rounds.Ready:
 
     def empty() -> tuple[dict[str, str], tempfile.TemporaryDirectory[str]]:
         cache = tempfile.TemporaryDirectory()
-        return {"JAX_COMPILATION_CACHE_DIR": cache.name}, cache
+        return {"XDG_CACHE_HOME": cache.name}, cache
 
     return _ready(case, "cold cache", empty)
 
@@ -128,13 +130,15 @@ def start(data: Path, variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def probe() -> None:
-    """Starts as ``train.py`` does, takes one update, and prints the phases as JSON: the work of one measured process."""
+    """The work of one measured process: starts as ``train.py`` does, makes one update, prints the phases as JSON."""
     data, begun = sys.argv[1], float(sys.argv[2])
     ends = [begun]
+    # All that train.py imports, then what is used here.
+    importlib.import_module("mmei_jax.training")
     import jax
 
     from configs import quickstart
-    from mmei_jax import compilation_cache, input_pipeline  # noqa: F401: what train.py imports
+    from mmei_jax import compilation_cache, input_pipeline
     from mmei_jax.config import parse
     from mmei_jax.optimizer import make_optimizer, make_schedule
     from mmei_jax.records import Dataset
@@ -150,8 +154,6 @@ def probe() -> None:
 
     jax.monitoring.register_event_listener(count)
     compilation_cache.enable()
-    # The folder is given by a variable, so that enable() leaves JAX's settings alone; this is its other one.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     values = quickstart.get_config()
     values.data.path = data
     config = parse(values.to_dict())
@@ -177,7 +179,7 @@ def probe() -> None:
     loss = float(report.loss)
     ends.append(time.time())
     iterator.close()
-    seconds = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    seconds = [end - start for start, end in itertools.pairwise(ends)]
     note = {"phases": dict(zip(PHASES, seconds, strict=True)), "loss": loss.hex()}
     print(json.dumps({**note, "num_found": counts[HIT_EVENT], "num_kept": counts[MISS_EVENT]}))
 

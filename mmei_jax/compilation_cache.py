@@ -41,11 +41,8 @@ def enable() -> Path | None:
             raise PermissionError("not writable")
     except OSError as error:
         reason = error.strerror or str(error)
-        print(
-            f"warning: {folder}: {reason}: compiled programs are not kept; JAX_COMPILATION_CACHE_DIR names another folder",
-            file=sys.stderr,
-            flush=True,
-        )
+        advice = "compiled programs are not kept; JAX_COMPILATION_CACHE_DIR names another folder"
+        print(f"warning: {folder}: {reason}: {advice}", file=sys.stderr, flush=True)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if _MIN_COMPILE_SECONDS_KEY not in os.environ:

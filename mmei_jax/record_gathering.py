@@ -55,8 +55,8 @@ class RaggedColumn:
 def aligned_empty(shape: tuple[int, ...], dtype: str) -> Shaped[np.ndarray, "..."]:
     """An array that holds anything, and starts where a CPU device can use it in place.
 
-    XLA takes over a host array that starts at a multiple of 64 bytes, and copies any other. Arrow's memory does, and its
-    pool keeps what is let go for the next batch; NumPy's goes back to the system, which clears every page again.
+    XLA takes over a host array that starts at a multiple of 64 bytes, and copies any other. Arrow's memory does, and
+    its pool keeps what is let go for the next batch; NumPy's goes back to the system, which clears every page again.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     return np.ndarray(shape, dtype, buffer=pa.allocate_buffer(size))
