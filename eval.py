@@ -18,9 +18,11 @@ DATA = flags.DEFINE_string("data", None, "Folder of the data set, if it is not w
 def main() -> int:
     """Evaluates, prints the table, writes the report."""
     # Imported here so that --help and a wrong flag answer at once.
+    from mmei_jax import compilation_cache
     from mmei_jax.evaluation import evaluate_workdir
     from mmei_jax.reports.report import write_report
 
+    compilation_cache.enable()
     workdir = Path(WORKDIR.value)
     print(evaluate_workdir(workdir, SPLIT.value, DATA.value), flush=True)
     called_by = shlex.join(["python", "eval.py", *sys.argv[1:]])

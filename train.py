@@ -24,10 +24,12 @@ flags.mark_flag_as_required("config")
 def main() -> int:
     """Trains, and says how to go on."""
     # Imported here so that --help and a wrong flag answer at once.
+    from mmei_jax import compilation_cache
     from mmei_jax.config import parse
     from mmei_jax.host_memory import keep_freed_memory
     from mmei_jax.training import train
 
+    compilation_cache.enable()
     keep_freed_memory()
     started_by = shlex.join(["python", "train.py", *sys.argv[1:]])
     result = train(parse(CONFIG.value.to_dict()), Path(WORKDIR.value), command=started_by)

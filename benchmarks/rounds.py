@@ -15,6 +15,7 @@ import os
 import shlex
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -239,6 +240,8 @@ class _Worker:
 
 
 def _serve(target: str, case: Any, connection: Connection, environment: Mapping[str, str]) -> None:
+    # A benchmark that is killed must not leave sides at work, which would disturb whatever is measured next.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment)
     module, function = target.split(":")
     ready: Ready = getattr(importlib.import_module(module), function)(case)
@@ -249,6 +252,13 @@ def _serve(target: str, case: Any, connection: Connection, environment: Mapping[
         except EOFError:
             return
         connection.send(ready.measure())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _one_round(workers: Mapping[str, _Worker], order: Sequence[str]) -> tuple[dict[str, float], bool]:

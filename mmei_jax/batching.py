@@ -12,6 +12,7 @@ from mmei_jax.config import Config
 from mmei_jax.packing import Layout
 from mmei_jax.padding import spread
 from mmei_jax.ranking_targets import RankingReader, RankingStatistics
+from mmei_jax.record_gathering import aligned_empty
 from mmei_jax.records import Split
 from mmei_jax.types import MODALITIES, Batch, InputError, Label, TokenSequence
 
@@ -53,7 +54,8 @@ class BatchReader:
             layout: records per row and tokens per row; its number of rows is not looked at.
 
         Returns:
-            A batch of NumPy arrays. Padding, filler and missing labels hold zeros.
+            A batch of NumPy arrays; features are of the stored type, which the model converts on its device. Padding,
+            filler and missing labels hold zeros.
 
         Raises:
             InputError: a record does not fit the data set's description; names it.
@@ -77,14 +79,18 @@ class BatchReader:
         self, name: str, records: Int64[np.ndarray, "records"], is_record: Bool[np.ndarray, "batch"], layout: Layout
     ) -> TokenSequence:
         """The records' tokens: in each row one record after the other, the padding at its end."""
-        num_tokens, dim = layout.num_tokens[name], self._split.dataset.spec.modalities[name].dim
+        num_tokens, spec = layout.num_tokens[name], self._split.dataset.spec.modalities[name]
         lengths = np.minimum(self._split.lengths(name)[records], min(num_tokens, self._max_tokens[name]))
         ends = spread(lengths, is_record).reshape(-1, layout.records_per_row).cumsum(axis=1)
-        features: Any = np.zeros((len(ends), num_tokens, dim), np.float32)
-        rows = np.flatnonzero(is_record) // layout.records_per_row
-        stops = ends.reshape(-1)[is_record]
-        places = zip(rows.tolist(), (stops - lengths).tolist(), stops.tolist(), strict=True)
-        self._split.copy_tokens(name, records, [features[row, start:stop] for row, start, stop in places])
+        if layout.records_per_row == 1 and is_record.all():
+            features: Any = self._split.gather_tokens(name, records, num_tokens)[0]
+        else:
+            features = aligned_empty((len(ends), num_tokens, spec.dim), spec.dtype)
+            features[:] = 0
+            rows = np.flatnonzero(is_record) // layout.records_per_row
+            stops = ends.reshape(-1)[is_record]
+            places = zip(rows.tolist(), (stops - lengths).tolist(), stops.tolist(), strict=True)
+            self._split.copy_tokens(name, records, [features[row, start:stop] for row, start, stop in places])
         # A token belongs to the first record of its row that ends behind it; beyond the last one there is padding.
         position = np.arange(num_tokens)[None, :, None]
         segment_ids: Any = 1 + np.count_nonzero(ends[:, None, :] <= position, axis=2).astype(np.int32)

@@ -1,5 +1,6 @@
 """Which records make up each batch, as a function of the step alone: no state, no stored permutation. NumPy only."""
 
+import functools
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -8,6 +9,8 @@ from jaxtyping import Int64, UInt64
 _NUM_ROUNDS = 8
 # Bits of a smaller half would leave a handful of round functions, and too few permutations.
 _MIN_HALF_BITS = 4
+# A call costs as much for so many entries as for the few of one batch, so blocks are computed, and a few are kept.
+_BLOCK_SIZE = 1024
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
@@ -51,7 +54,7 @@ class ShuffledOrder:
         while place < end:
             epoch, start = divmod(place, self._num_records)
             stop = min(self._num_records, start + end - place)
-            parts.append(permute(np.arange(start, stop), self._num_records, self._seed, epoch))
+            parts.append(_permuted(start, stop, self._num_records, self._seed, epoch))
             place += stop - start
         return np.concatenate(parts)
 
@@ -103,6 +106,19 @@ def permute(places: Int64[np.ndarray, "batch"], num_records: int, seed: int, epo
         entries[outside] = _feistel(entries[outside], keys, half_bits)
         outside = outside[entries[outside] >= num_records]
     return entries.astype(np.int64)
+
+
+def _permuted(start: int, stop: int, num_records: int, seed: int, epoch: int) -> Int64[np.ndarray, "batch"]:
+    """The entries of ``permute`` at the places from ``start`` to ``stop``."""
+    first, last = start // _BLOCK_SIZE, (stop - 1) // _BLOCK_SIZE
+    blocks = [_permuted_block(number, num_records, seed, epoch) for number in range(first, last + 1)]
+    return np.concatenate(blocks)[start - first * _BLOCK_SIZE : stop - first * _BLOCK_SIZE]
+
+
+@functools.lru_cache(maxsize=16)
+def _permuted_block(number: int, num_records: int, seed: int, epoch: int) -> Int64[np.ndarray, "block"]:
+    places = np.arange(number * _BLOCK_SIZE, min((number + 1) * _BLOCK_SIZE, num_records))
+    return permute(places, num_records, seed, epoch)
 
 
 def _feistel(

@@ -20,10 +20,10 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int32, Int64, Integer, Shaped
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 
 from mmei_jax import record_files
-from mmei_jax.record_gathering import RaggedColumn
+from mmei_jax.record_gathering import RaggedColumn, aligned_empty
 from mmei_jax.record_schema import (
     CATALOGUE_FORMAT,
     RECORDS_FORMAT,
@@ -208,8 +208,8 @@ class Split:
 
     def gather_tokens(
         self, modality: str, indices: Integer[np.ndarray, "batch"], max_tokens: int
-    ) -> tuple[Float32[np.ndarray, "batch tokens dim"], Int32[np.ndarray, "batch"]]:
-        """Tokens of a batch of records.
+    ) -> tuple[Float[np.ndarray, "batch tokens dim"], Int32[np.ndarray, "batch"]]:
+        """Tokens of a batch of records, copied once: as they are stored, to where a CPU device uses them in place.
 
         Args:
             modality: its name.
@@ -217,15 +217,19 @@ class Split:
             max_tokens: tokens kept of each record, from its start.
 
         Returns:
-            ``[batch, max_tokens, dim]`` float32 whose padding is 0, and ``[batch]`` int32 numbers of tokens kept (0
-            where the modality is absent).
+            ``[batch, max_tokens, dim]`` array of the stored type (float16 or float32) whose padding is 0, and
+            ``[batch]`` int32 numbers of tokens kept (0 where the modality is absent).
 
         Raises:
             InputError: the data set lacks the modality, or a shard's offsets are corrupt.
             IndexError: an index is out of range.
         """
-        tokens = np.zeros((len(indices), max_tokens, self._modality(modality).dim), np.float32)
-        return tokens, self._ragged(modality).fill(tokens, indices, self._locate(indices)[0])
+        spec = self._modality(modality)
+        tokens = aligned_empty((len(indices), max_tokens, spec.dim), spec.dtype)
+        kept = self._ragged(modality).fill(tokens, indices, self._locate(indices)[0])
+        for row in np.flatnonzero(kept < max_tokens).tolist():
+            tokens[row, kept[row] :] = 0
+        return tokens, kept
 
     def copy_tokens(
         self, modality: str, indices: Integer[np.ndarray, "batch"], out: Sequence[Float32[np.ndarray, "_ dim"]]

@@ -22,6 +22,7 @@ PACKAGE = ROOT / "mmei_jax"
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("types", "config", "command"),),
     (
+        ("compilation_cache",),
         ("workdir",),
         ("host_memory",),
         ("environment",),

@@ -13,6 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compilation of programs that then run for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+# For the commands that tests start: what earlier runs compiled must not reach them.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 import jaxtyping
@@ -38,6 +40,7 @@ def _checked_modules() -> list[str]:
 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_enable_compilation_cache", True)
 jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
 
 

@@ -242,7 +242,7 @@ class TestBatch:
             for name, sequence in batch.sequences().items():
                 features = record.features[name]
                 size = 0 if features is None else len(features)
-                assert sequence.features.dtype == np.float32
+                assert sequence.features.dtype == SPEC.modalities[name].dtype
                 assert sequence.segment_ids.dtype == np.int32
                 assert sequence.segment_ids[row].tolist() == [1] * size + [0] * (sequence.segment_ids.shape[1] - size)
                 if features is not None:

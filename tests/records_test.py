@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -166,7 +167,7 @@ def test_every_value_is_read_back_over_shards_and_joined_splits(tiny: Path) -> N
         sizes = [0 if array is None else len(array) for array in features]
         assert split.lengths(modality)[order].tolist() == sizes
         tokens, kept = split.gather_tokens(modality, order, 6)
-        assert tokens.dtype == np.float32
+        assert tokens.dtype == dtype
         assert kept.tolist() == sizes
         for row, array in enumerate(features):
             wanted = np.zeros((6, SPEC.modalities[modality].dim), np.float32)
@@ -180,6 +181,28 @@ def test_every_value_is_read_back_over_shards_and_joined_splits(tiny: Path) -> N
         np.testing.assert_array_equal(values, np.array([missing if value is None else value for value in given]))
     assert split.gather_label("emotion", order)[0].dtype == np.int32
     assert split.gather_label("feelings", order)[0].dtype == np.float32
+
+
+def test_padding_is_zero_whatever_the_memory_held_before(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dirty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.full(shape, 7, dtype)
+
+    monkeypatch.setattr(records, "aligned_empty", dirty)
+    split = Dataset.open(tiny).split("train")
+    for modality in ("vision", "text"):
+        tokens, kept = split.gather_tokens(modality, np.arange(split.num_records), 6)
+        is_padding = np.arange(6) >= kept[:, None]
+        assert is_padding.any()
+        assert not tokens[is_padding].any()
+        assert tokens[~is_padding].any()
+
+
+def test_tokens_start_where_a_cpu_device_takes_them_without_a_copy(tiny: Path) -> None:
+    split = Dataset.open(tiny).split("train")
+    for num_records in range(1, 7):
+        tokens, _ = split.gather_tokens("text", np.arange(num_records), 5)
+        placed = jax.device_put(tokens)
+        assert placed.unsafe_buffer_pointer() == tokens.ctypes.data
 
 
 def test_slates_and_relevant_items_are_cut_and_filled(tiny: Path) -> None:
