@@ -66,6 +66,16 @@ def without_grid(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
+def shortened(name: str, *, max_characters: int = 24) -> str:
+    """A name that leaves room for the picture beside it.
+
+    Example:
+        >>> shortened("a feeling that no single word describes")
+        'a feeling that no singl…'
+    """
+    return name if len(name) <= max_characters else name[: max_characters - 1] + "…"
+
+
 def text_colour(lightness: float) -> str:
     """Ink or white, whichever reads better on a background of this lightness in [0, 1]."""
     return INK if lightness > 0.55 else "white"

@@ -18,11 +18,15 @@ from mmei_jax.reports.drawing import (
     RED,
     SKY,
     new_figure,
+    shortened,
     text_colour,
     without_grid,
 )
 
 _REFERENCE_MARKS = {"exact ceiling": ("D", "#009E73"), "unimodal product": ("s", "#E69F00"), "best single": ("^", RED)}
+
+# In a larger confusion matrix only the colours can be read.
+_MAX_CLASSES_WITH_COUNTS = 14
 
 
 def headline_figure(
@@ -75,8 +79,9 @@ def headline_figure(
 
 def confusion_figure(counts: Int[np.ndarray, "classes classes"], names: Sequence[str], task: str) -> Figure:
     """Counts of (label, answer), coloured by their share of the label's records; a row without records is hatched."""
-    num_classes = len(names)
-    figure = new_figure(1.6 + 0.62 * num_classes)
+    num_classes, names = len(names), [shortened(name) for name in names]
+    is_dense = num_classes > _MAX_CLASSES_WITH_COUNTS
+    figure = new_figure(1.6 + (0.34 if is_dense else 0.62) * num_classes)
     axes = figure.add_subplot()
     totals = counts.sum(axis=1)
     shares = counts / np.maximum(totals, 1)[:, None]
@@ -87,7 +92,7 @@ def confusion_figure(counts: Int[np.ndarray, "classes classes"], names: Sequence
             axes.axhspan(row - 0.5, row + 0.5, facecolor="white", hatch="///", edgecolor=LIGHT_GREY, linewidth=0)
             axes.text((num_classes - 1) / 2, row, "no records", ha="center", va="center", color=GREY, style="italic")
             continue
-        for column in range(num_classes):
+        for column in range(0 if is_dense else num_classes):
             share = shares[row, column]
             label = f"{counts[row, column]:,}\n{_percent(share)}" if counts[row, column] else "0"
             axes.text(
@@ -101,6 +106,8 @@ def confusion_figure(counts: Int[np.ndarray, "classes classes"], names: Sequence
                 linespacing=1.1,
             )
     axes.set_xticks(range(num_classes), names)
+    if sum(len(name) + 2 for name in names) > 85:
+        axes.set_xticks(range(num_classes), names, rotation=45, ha="right")
     axes.set_yticks(range(num_classes), [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)])
     axes.set_xlabel(f"{task} that the model names")
     axes.set_ylabel(f"true {task} (records)")
@@ -128,7 +135,7 @@ def multi_label_figure(counts: Int[np.ndarray, "classes 2 2"], names: Sequence[s
                 share = shares[row, column]
                 label = f"{counts[place, row, column]:,}\n{_percent(share)}" if totals[row] else "no\nrecords"
                 axes.text(column, row, label, ha="center", va="center", fontsize=9, color=text_colour(1.0 - share))
-        axes.set_title(name)
+        axes.set_title(shortened(name))
         axes.set_xticks([0, 1], ["not named", "named"])
         axes.set_yticks([0, 1], ["absent", "present"])
     return figure
@@ -150,7 +157,8 @@ def alpha_figure(
     for axes, (title, (names, counts, weights)) in zip(panels, groups.items(), strict=True):
         _stacked_bars(axes, counts, weights, modalities)
         axes.set_title(title)
-        axes.set_yticks(range(len(names)), [f"{name} ({count:,})" for name, count in zip(names, counts, strict=True)])
+        ticks = [f"{shortened(name)} ({count:,})" for name, count in zip(names, counts, strict=True)]
+        axes.set_yticks(range(len(names)), ticks)
         axes.set_ylim(len(names) - 0.5, -0.5)
     panels[-1].set_xlabel("mean weight α (the weights of a record sum to 1)")
     bars = [Line2D([], [], color=MODALITY_COLOURS[name], linewidth=8, label=name) for name in modalities]
@@ -190,7 +198,7 @@ def reliability_figure(curves: Mapping[str, Reliability], *, event: str) -> Figu
     for place, (title, curve) in enumerate(curves.items()):
         axes = figure.add_subplot(num_rows, num_columns, place + 1)
         _draw_reliability(axes, curve, shows_records=len(curves) > 1)
-        axes.set_title(f"{title}: ECE {curve.ece:.3f}")
+        axes.set_title(f"{shortened(title)}: ECE {curve.ece:.3f}")
         axes.set_xlabel("probability the model gives")
         axes.set_ylabel(event if place % num_columns == 0 else "")
     if len(curves) == 1:
