@@ -12,10 +12,10 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import jax
-import jaxlib
 
 _MIN_COMPILE_SECONDS_KEY = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 # Lines of /proc/cpuinfo that say which machine code a processor runs ("Features" on ARM).
@@ -31,7 +31,9 @@ def enable() -> Path | None:
     Returns:
         The folder; None where nothing was done.
     """
-    if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir is not None:
+    # (jax's stub of Config lacks the name of the folder.)
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if given is not None or not jax.config.jax_enable_compilation_cache:
         return None
     folder = default_folder(os.environ)
     try:
@@ -63,7 +65,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     given = environment.get("XDG_CACHE_HOME", "")
     # The XDG specification: a relative path is to be ignored.
     base = Path(given) if given.startswith("/") else Path.home() / ".cache"
-    return base / "mmei_jax" / "xla" / cache_key(jaxlib.__version__, cpu_description())
+    return base / "mmei_jax" / "xla" / cache_key(metadata.version("jaxlib"), cpu_description())
 
 
 def cache_key(jaxlib_version: str, cpu: Mapping[str, str]) -> str:

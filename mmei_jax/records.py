@@ -232,7 +232,7 @@ class Split:
         return tokens, kept
 
     def copy_tokens(
-        self, modality: str, indices: Integer[np.ndarray, "batch"], out: Sequence[Float32[np.ndarray, "_ dim"]]
+        self, modality: str, indices: Integer[np.ndarray, "batch"], out: Sequence[Shaped[np.ndarray, "_ dim"]]
     ) -> None:
         """Copies the first tokens of each record to its array of ``out``, as many as it has room for.
 
