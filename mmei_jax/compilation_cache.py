@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -31,9 +32,8 @@ def enable() -> Path | None:
     Returns:
         The folder; None where nothing was done.
     """
-    # (jax's stub of Config lacks the name of the folder.)
-    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if given is not None or not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # whose stub lacks these names
+    if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir is not None:
         return None
     folder = default_folder(os.environ)
     try:
