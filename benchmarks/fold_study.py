@@ -51,7 +51,8 @@ class Study:
         inputs: modalities by the name of a row; one is :data:`ALL_INPUTS`.
         comparisons: pairs of rows whose accuracies are compared, fold by fold and seed by seed.
         peer_name: the peer, in words.
-        make_peer: makes it; its inputs are standardised.
+        make_peers: makes the peer; where there are several candidates, each test fold has the one that is best on its
+            validation fold. Inputs are standardised.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Study:
     inputs: Mapping[str, tuple[str, ...]]
     comparisons: tuple[tuple[str, str], ...]
     peer_name: str
-    make_peer: Callable[[], BaseEstimator]
+    make_peers: Callable[[], tuple[BaseEstimator, ...]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ def run(study: Study, description: str | None) -> None:
     control = import_folds(
         study, options.input, workdir / "data_shuffled", ("--shuffle_labels_within=group", "--seed=0")
     )
+    if options.peer_only:
+        _print_peer(study, plain, control)
+        return
     inputs = {ALL_INPUTS: study.inputs[ALL_INPUTS]} if options.quick else study.inputs
     folds = range(1 if options.quick else study.num_folds)
     seeds = range(1 if options.quick else options.num_seeds)
@@ -119,6 +123,7 @@ def _parse(study: Study, description: str | None) -> argparse.Namespace:
     parser.add_argument("--reuse", action="store_true", help="keep finished runs of an earlier start of this command")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
     parser.add_argument("--quick", action="store_true", help="one fold, one seed, all three modalities only")
+    parser.add_argument("--peer_only", action="store_true", help="only the peer's rows, over all folds: seconds")
     options = parser.parse_args()
     if Path(options.workdir).exists() and not options.reuse:
         parser.error(f"--workdir={options.workdir}: exists; give --reuse to keep its finished runs, or another folder")
@@ -164,18 +169,45 @@ def our_scores(
 
 
 def peer_score(study: Study, data: Path, modalities: tuple[str, ...], fold: int) -> Score:
-    """Of the peer on standardised inputs, trained on the validation fold too: one fold more than MMEI has."""
-    return _fit_and_score(study, make_pipeline(StandardScaler(), study.make_peer()), data, modalities, fold)
+    """Of the peer on standardised inputs, trained on the validation fold too: one fold more than MMEI has.
+
+    Candidates are compared before that, trained without the validation fold and scored on it (the first of equal ones
+    is taken).
+    """
+    peers = [make_pipeline(StandardScaler(), peer) for peer in study.make_peers()]
+    train_folds, validation, test = fold_splits(study, fold)
+    best = peers[0]
+    if len(peers) > 1:
+        scores = [_fit_and_score(study, peer, data, modalities, train_folds, validation) for peer in peers]
+        best = peers[int(np.argmax([score.accuracy for score in scores]))]
+    return _fit_and_score(study, best, data, modalities, (*train_folds, validation), test)
+
+
+def _print_peer(study: Study, plain: Path, control: Path) -> None:
+    """The peer's columns of the table."""
+    for name, modalities in {**study.inputs, SHUFFLED: study.inputs[ALL_INPUTS]}.items():
+        data = control if name == SHUFFLED else plain
+        scores = [peer_score(study, data, modalities, fold) for fold in range(study.num_folds)]
+        cells = (f"{_mean(scores, key):.3f} ± {_deviation(scores, key):.3f}" for key in ("accuracy", "macro_f1"))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def majority_score(study: Study, data: Path, fold: int) -> Score:
     """Of the most frequent class of the same folds, whatever the inputs."""
-    return _fit_and_score(study, DummyClassifier(strategy="most_frequent"), data, study.inputs[ALL_INPUTS], fold)
-
-
-def _fit_and_score(study: Study, model: BaseEstimator, data: Path, modalities: tuple[str, ...], fold: int) -> Score:
     train_folds, validation, test = fold_splits(study, fold)
-    model.fit(*_arrays(study, data, modalities, (*train_folds, validation)))
+    model = DummyClassifier(strategy="most_frequent")
+    return _fit_and_score(study, model, data, study.inputs[ALL_INPUTS], (*train_folds, validation), test)
+
+
+def _fit_and_score(
+    study: Study,
+    model: BaseEstimator,
+    data: Path,
+    modalities: tuple[str, ...],
+    train_folds: tuple[str, ...],
+    test: str,
+) -> Score:
+    model.fit(*_arrays(study, data, modalities, train_folds))
     inputs, labels = _arrays(study, data, modalities, (test,))
     predictions = model.predict(inputs)
     return Score(accuracy_score(labels, predictions), f1_score(labels, predictions, average="macro", zero_division=0))

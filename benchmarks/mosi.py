@@ -34,7 +34,7 @@ STUDY = fold_study.Study(
     },
     comparisons=((fold_study.ALL_INPUTS, "text"),),
     peer_name="ridge classifier, scikit-learn, standardised, alpha=100",
-    make_peer=lambda: RidgeClassifier(alpha=100.0),
+    make_peers=lambda: (RidgeClassifier(alpha=100.0),),
 )
 
 

@@ -1,9 +1,11 @@
 """Benchmarks on imported features by fold: who is trained and tested on what, the peer, the intervals, CMU-MOSI."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -126,3 +128,12 @@ def test_ridge_by_video_on_the_real_features_is_as_known(tmp_path):
         assert found == pytest.approx(known, abs=0.005), modality
     majority = mean(fold_study.majority_score(mosi.STUDY, data, fold) for fold in range(5))
     assert majority == pytest.approx(0.670, abs=0.005)
+
+
+def test_peers_candidate_is_chosen_on_the_validation_fold_and_then_trained_on_it_too(data):
+    """Of a peer that learns and one that cannot, the first is taken, whatever their order."""
+    learns, cannot = RidgeClassifier(alpha=100.0), DummyClassifier(strategy="most_frequent")
+    alone = fold_study.peer_score(mosi.STUDY, data, ("text",), 0)
+    for candidates in ((learns, cannot), (cannot, learns)):
+        study = dataclasses.replace(mosi.STUDY, make_peers=lambda candidates=candidates: candidates)
+        assert fold_study.peer_score(study, data, ("text",), 0) == alone
