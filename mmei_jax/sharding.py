@@ -26,6 +26,8 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("classes", None),
     ("position", None),
     ("kind", None),
+    ("vocabulary", None),
+    ("layers", None),
 )
 
 
