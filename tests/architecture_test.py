@@ -47,6 +47,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "encoders.stack",
             "encoders.hugging_face_config",
             "encoders.bert",
+            "encoders.vit",
         ),
         ("input_pipeline", "batching", "data_statistics", "padding", "ranking_targets", "record_order"),
         ("models.fusion", "models.heads"),

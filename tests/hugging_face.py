@@ -25,7 +25,7 @@ def randomised(model, seed=0):
                 parameter.copy_(1.0 + 0.2 * noise)
             elif parameter.ndim == 1:
                 parameter.copy_(0.2 * noise)
-            elif "embedding" in name:
+            elif "embedding" in name and "projection" not in name:
                 parameter.copy_(noise)
             else:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)

@@ -39,10 +39,43 @@ class ConfigReader:
             raise InputError(f"config.json: {key} = {value!r}: expected a {type(default).__name__}")
         return value
 
-    def get_any(self, key: str, default: Any) -> Any:
-        """The value of a key whose kind the caller checks."""
+    def get_or_none(self, key: str, kind: type) -> Any:
+        """The value of a key that may be null or missing.
+
+        Raises:
+            InputError: the value is neither null nor of the kind.
+        """
         self._asked.add(key)
-        return self._config.get(key, default)
+        value = self._config.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise InputError(f"config.json: {key} = {value!r}: expected null or a value of type {kind.__name__}")
+        return value
+
+    def get_pair(self, key: str, default: int) -> tuple[int, int]:
+        """The value of a key that holds one whole number for both directions, or two (height, width).
+
+        Raises:
+            InputError: the value is something else.
+        """
+        if isinstance(self._config.get(key), list | tuple):
+            values = self.get_list(key, (default, default))
+            if len(values) != 2:
+                raise InputError(f"config.json: {key} = {list(values)}: expected one or two whole numbers")
+            return values[0], values[1]
+        value = self.get(key, default)
+        return value, value
+
+    def get_list(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """The value of a key that holds whole numbers.
+
+        Raises:
+            InputError: the value is something else.
+        """
+        self._asked.add(key)
+        value = self._config.get(key, default)
+        if not isinstance(value, list | tuple) or not all(type(item) is int for item in value):
+            raise InputError(f"config.json: {key} = {value!r}: expected whole numbers")
+        return tuple(value)
 
     def refuse(self, key: str, *accepted: Any) -> None:
         """Refuses a configuration that sets ``key`` to something else than the accepted values.

@@ -13,6 +13,7 @@ from flax import linen as nn
 from mmei_jax.encoders.bert import Bert, BertConfig
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.stack import StackConfig
+from mmei_jax.encoders.vit import Vit, VitConfig
 from mmei_jax.types import InputError
 
 # Reads one weight when it is needed, so that a checkpoint is never in memory twice.
@@ -171,7 +172,79 @@ BERT = Family(
     original_inputs=_bert_original_inputs,
 )
 
-FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT,)}
+
+def patch_kernel(array: np.ndarray) -> np.ndarray:
+    """``[out, channels, height, width]`` of a torch convolution to ``[height * width * channels, out]``."""
+    return array.transpose(2, 3, 1, 0).reshape(-1, len(array))
+
+
+def _only_row(array: np.ndarray) -> np.ndarray:
+    """``[1, 1, dim]`` to ``[dim]``."""
+    return array.reshape(array.shape[-1]) if array.shape[:-1] == (1, 1) else array
+
+
+def _only_image(array: np.ndarray) -> np.ndarray:
+    """``[1, tokens, dim]`` to ``[tokens, dim]``."""
+    return array[0] if len(array) == 1 else array
+
+
+def _vit_table(config: VitConfig) -> dict[str, Weight]:
+    table = {
+        "first_token": Weight(("embeddings.cls_token",), _only_row),
+        "position_embedding": Weight(("embeddings.position_embeddings",), _only_image),
+        "patch_embedding/kernel": Weight(("embeddings.patch_embeddings.projection.weight",), patch_kernel),
+        "patch_embedding/bias": Weight(("embeddings.patch_embeddings.projection.bias",), as_it_is),
+    } | _layers(
+        config.stack,
+        "encoder.layer.{}",
+        {
+            "attention/query": "attention.attention.query",
+            "attention/key": "attention.attention.key",
+            "attention/value": "attention.attention.value",
+            "attention/output": "attention.output.dense",
+            "attention_norm": "layernorm_before",
+            "feed_forward/hidden": "intermediate.dense",
+            "feed_forward/output": "output.dense",
+            "feed_forward_norm": "layernorm_after",
+        },
+    )
+    return table | _norm("last_norm", "layernorm") | (_linear("pooler", "pooler.dense") if config.has_pooler else {})
+
+
+def _vit_example(config: VitConfig) -> dict[str, np.ndarray]:
+    pixels = np.random.default_rng(0).normal(size=(2, *config.image_size, config.num_channels))
+    return {"pixels": pixels.astype(np.float32)}
+
+
+def _vit_original_inputs(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {"pixel_values": inputs["pixels"].transpose(0, 3, 1, 2)}
+
+
+VIT = Family(
+    model_type="vit",
+    prefix="vit.",
+    heads=("classifier", "decoder"),
+    # What stood in for hidden patches while training on them.
+    ignored=(r"embeddings\.mask_token",),
+    # The names inside transformers 5, which its files do not have.
+    renamings=(
+        (r"^layers\.(\d+)\.", r"encoder.layer.\1."),
+        (r"\.attention\.q_proj\.", ".attention.attention.query."),
+        (r"\.attention\.k_proj\.", ".attention.attention.key."),
+        (r"\.attention\.v_proj\.", ".attention.attention.value."),
+        (r"\.attention\.o_proj\.", ".attention.output.dense."),
+        (r"\.mlp\.fc1\.", ".intermediate.dense."),
+        (r"\.mlp\.fc2\.", ".output.dense."),
+    ),
+    pooler="pooler.",
+    read_config=VitConfig.read,
+    make_module=Vit,
+    table=_vit_table,
+    example=_vit_example,
+    original_inputs=_vit_original_inputs,
+)
+
+FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, VIT)}
 
 
 @dataclass(frozen=True)
