@@ -28,6 +28,8 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("kind", None),
     ("vocabulary", None),
     ("layers", None),
+    ("window", None),
+    ("channels", None),
 )
 
 

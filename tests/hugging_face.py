@@ -29,6 +29,11 @@ def randomised(model, seed=0):
                 parameter.copy_(noise)
             else:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     return model.eval()
 
 
@@ -57,6 +62,8 @@ def assert_gradients_agree(ours, model):
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
     }
+    # Stored statistics are no parameters there; here they get no gradient.
+    gradients |= {name: torch.zeros_like(buffer) for name, buffer in model.named_buffers()}
     theirs = pretrained_weights.convert_weights(model.config.to_dict(), arrays_of(gradients)).parameters
     global_norm = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(theirs)))
     assert global_norm > 0.0

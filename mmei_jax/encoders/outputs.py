@@ -22,14 +22,15 @@ class EncoderOutputs:
         pooled: ``[rows * segments, dim]`` float32, what the architecture's own pooler gives for each record, row by
             row; zeros for a segment that the row lacks. None where the model has no pooler.
         hidden_states: where asked for, ``num_layers + 1`` arrays ``[rows, tokens, dim]`` float32: what enters the first
-            layer, then what leaves each. A norm that follows the last layer is in ``last_hidden_state`` alone.
+            layer, then what leaves each. A norm that follows the last layer is in ``last_hidden_state`` alone. Where
+            an encoder changes the number of tokens or features on its way, they have those of their stage.
         frame_times_seconds: ``[tokens]`` float32, audio only: the middle of what each token hears.
     """
 
     last_hidden_state: Float[Array, "rows tokens dim"]
     is_valid: Bool[Array, "rows tokens"]
     pooled: Float[Array, "batch pooled_dim"] | None = None
-    hidden_states: tuple[Float[Array, "rows tokens dim"], ...] | None = None
+    hidden_states: tuple[Float[Array, "rows _ _"], ...] | None = None
     frame_times_seconds: Float[Array, "tokens"] | None = None
 
 
@@ -37,9 +38,8 @@ def is_token_of_segment(
     segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int
 ) -> Bool[Array, "rows segments tokens"]:
     """Which tokens belong to each of a row's segments ``1 .. num_segments``."""
-    return (
-        jnp.asarray(segment_ids)[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
-    )
+    segment_ids = jnp.asarray(segment_ids)
+    return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
 
 
 def first_token(

@@ -30,8 +30,8 @@ from safetensors.numpy import load_file, save_file
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.pretrained_comparison import largest_differences
 from mmei_jax.encoders.pretrained_files import Source, find_source, read_json
+from mmei_jax.encoders.pretrained_tables import FAMILIES
 from mmei_jax.encoders.pretrained_weights import (
-    FAMILIES,
     Converted,
     convert_weights,
     flatten,

@@ -34,7 +34,7 @@ def largest_differences(converted: Converted, folder: Path) -> dict[str, Any]:
     differences = {}
     for name, expected in theirs.items():
         difference = np.abs(np.asarray(stages[name]) - expected)
-        if name != "pooled":
+        if difference.shape[:2] == is_valid.shape[:2]:
             difference = np.where(is_valid, difference, 0.0)
         differences[name] = float(difference.max())
     return {
@@ -73,5 +73,12 @@ def _run_original(converted: Converted, inputs: Mapping[str, np.ndarray], folder
     stages = {f"hidden_states[{index}]": states for index, states in enumerate(outputs.hidden_states)}
     stages["last_hidden_state"] = outputs.last_hidden_state
     if outputs.get("pooler_output") is not None:
-        stages["pooled"] = outputs.pooler_output
-    return {name: states.numpy() for name, states in stages.items()}
+        stages["pooled"] = outputs.pooler_output.flatten(1)
+    return {name: _as_tokens(states.numpy()) for name, states in stages.items()}
+
+
+def _as_tokens(states: np.ndarray) -> np.ndarray:
+    """Images, ``[frames, channels, height, width]``, as rows of tokens; what is none stays as it is."""
+    if states.ndim != 4:
+        return states
+    return states.reshape(*states.shape[:2], -1).transpose(0, 2, 1)
