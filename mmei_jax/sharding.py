@@ -26,6 +26,10 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
     ("classes", None),
     ("position", None),
     ("kind", None),
+    ("vocabulary", None),
+    ("layers", None),
+    ("window", None),
+    ("channels", None),
 )
 
 

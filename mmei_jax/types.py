@@ -11,7 +11,8 @@ Dimension glossary, used in every public signature:
 
 Logical axis names carried by parameters (``sharding.py`` maps them to mesh axes): ``embed`` (model dimension),
 ``heads`` (attention heads times head dimension), ``mlp`` (feed-forward dimension), ``features`` (input features),
-``classes``, ``position``, ``kind``.
+``classes``, ``position``, ``kind``, ``vocabulary`` (token ids), ``layers`` (stacked layers),
+``window`` (places of a convolution's window), ``channels`` (features that a convolution makes).
 """
 
 from typing import Any

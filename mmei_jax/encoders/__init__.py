@@ -1,1 +1,61 @@
-"""Encoders: what turns one modality into token states, and the Transformer blocks that they share."""
+"""Encoders: what turns one modality into token states, and the Transformer blocks that they share.
+
+``from mmei_jax.encoders import Bert, load, ...`` is for everybody, also without the rest of the package;
+docs/encoders.md shows how. Names are imported when they are first used, so that a model that wants a Transformer block
+does not load the tools that read checkpoints.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmei_jax.encoders.audio_cnn import AudioCnn, AudioCnnConfig
+    from mmei_jax.encoders.bert import Bert, BertConfig
+    from mmei_jax.encoders.freezing import trainable_parameters
+    from mmei_jax.encoders.outputs import EncoderOutputs, first_token, mean_of_tokens
+    from mmei_jax.encoders.pretrained import Pretrained, convert, load
+    from mmei_jax.encoders.resnet import ResNet, ResNetConfig
+    from mmei_jax.encoders.stack import ComputeOptions, stack_layers, unstack_layers
+    from mmei_jax.encoders.vit import Vit, VitConfig, mean_of_patches
+    from mmei_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2Config, check_waveform
+
+__all__ = [
+    "AudioCnn",
+    "AudioCnnConfig",
+    "Bert",
+    "BertConfig",
+    "ComputeOptions",
+    "EncoderOutputs",
+    "Pretrained",
+    "ResNet",
+    "ResNetConfig",
+    "Vit",
+    "VitConfig",
+    "Wav2Vec2",
+    "Wav2Vec2Config",
+    "check_waveform",
+    "convert",
+    "first_token",
+    "load",
+    "mean_of_patches",
+    "mean_of_tokens",
+    "stack_layers",
+    "trainable_parameters",
+    "unstack_layers",
+]
+
+_MODULES = ("bert", "outputs", "stack", "vit", "wav2vec2", "resnet", "audio_cnn", "freezing", "pretrained")
+
+
+def __getattr__(name: str) -> Any:
+    """Finds a public name in the module that defines it."""
+    if name in __all__:
+        for module_name in _MODULES:
+            module = importlib.import_module(f"{__name__}.{module_name}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,80 @@
+"""What every encoder returns, by name, and how one vector per record is read from it."""
+
+import numpy as np
+from flax import struct
+from jax import lax
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# What encoders take: numpy arrays on the host as well as arrays of jax.
+ArrayLike = Array | np.ndarray
+
+
+@struct.dataclass
+class EncoderOutputs:
+    """Outputs of an encoder on ``rows`` token rows.
+
+    Padding holds exact zeros in every output.
+
+    Attributes:
+        last_hidden_state: ``[rows, tokens, dim]`` float32, after the encoder's last norm.
+        is_valid: ``[rows, tokens]`` bool, False for padding.
+        pooled: ``[rows * segments, dim]`` float32, what the architecture's own pooler gives for each record, row by
+            row; zeros for a segment that the row lacks. None where the model has no pooler.
+        hidden_states: where asked for, ``num_layers + 1`` arrays ``[rows, tokens, dim]`` float32: what enters the first
+            layer, then what leaves each. A norm that follows the last layer is in ``last_hidden_state`` alone. Where
+            an encoder changes the number of tokens or features on its way, they have those of their stage.
+        frame_times_seconds: ``[tokens]`` float32, audio only: the middle of what each token hears.
+    """
+
+    last_hidden_state: Float[Array, "rows tokens dim"]
+    is_valid: Bool[Array, "rows tokens"]
+    pooled: Float[Array, "batch pooled_dim"] | None = None
+    hidden_states: tuple[Float[Array, "rows _ _"], ...] | None = None
+    frame_times_seconds: Float[Array, "tokens"] | None = None
+
+
+def is_token_of_segment(
+    segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int
+) -> Bool[Array, "rows segments tokens"]:
+    """Which tokens belong to each of a row's segments ``1 .. num_segments``."""
+    segment_ids = jnp.asarray(segment_ids)
+    return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
+
+
+def first_token(
+    states: Float[ArrayLike, "rows tokens dim"], segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int = 1
+) -> Float[Array, "batch dim"]:
+    """The state of each record's first token (BERT's and ViT's ``[CLS]``).
+
+    Args:
+        states: ``[rows, tokens, dim]``.
+        segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` the row's ``s``-th record.
+        num_segments: records per row, at most.
+
+    Returns:
+        ``[rows * num_segments, dim]``; exact zeros for a record without tokens.
+    """
+    is_own = is_token_of_segment(segment_ids, num_segments)
+    states = jnp.take_along_axis(states, is_own.argmax(axis=-1)[..., None], axis=1)
+    states = jnp.where(is_own.any(axis=-1)[..., None], states, 0.0)
+    return states.reshape(-1, states.shape[-1])
+
+
+def mean_of_tokens(
+    states: Float[ArrayLike, "rows tokens dim"], segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int = 1
+) -> Float[Array, "batch dim"]:
+    """The mean state over each record's tokens; padding takes no part.
+
+    Args:
+        states: ``[rows, tokens, dim]``, finite where padding.
+        segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` the row's ``s``-th record.
+        num_segments: records per row, at most.
+
+    Returns:
+        ``[rows * num_segments, dim]`` float32; exact zeros for a record without tokens.
+    """
+    is_own = is_token_of_segment(segment_ids, num_segments).astype(jnp.float32)
+    total = jnp.einsum("rst,rtd->rsd", is_own, states, precision=lax.Precision.HIGHEST)
+    mean = total / jnp.maximum(is_own.sum(axis=-1, keepdims=True), 1.0)
+    return mean.reshape(-1, mean.shape[-1])
