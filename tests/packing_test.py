@@ -427,7 +427,7 @@ def test_eight_devices_train_on_packed_rows_as_one_and_rows_they_cannot_share_ar
             *flags, "--config.data.packing.num_rows=(8,)", f"--workdir={workdir}", env=environment
         )
         assert code == 0, output
-        assert "8 x (32 + 48 + 60)" in output
+        assert "8 x (28 + 48 + 60)" in output
         losses[number] = (workdir / "metrics.jsonl").read_text()
     rows = [[line for line in text.splitlines() if "train/loss" in line] for text in losses.values()]
     assert len(rows[0]) == len(rows[1]) == 8
