@@ -5,6 +5,7 @@ import json
 import math
 
 import jax
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -183,13 +184,27 @@ class TestArrange:
 
 
 class TestBatch:
-    @pytest.mark.parametrize("modalities", [MODALITIES, ("text", "audio")])
-    def test_places_hold_the_tokens_and_labels_of_their_records(self, data, modalities):
-        config = packed_config(data, data__modalities=modalities, loss__ranking="listnet")
+    @pytest.mark.parametrize(
+        ("modalities", "max_tokens"),
+        [(MODALITIES, MAX_TOKENS), (("text", "audio"), MAX_TOKENS), (MODALITIES, (5, 9, 6))],
+        ids=["all", "two modalities", "most records cut"],
+    )
+    def test_places_hold_the_tokens_and_labels_of_their_records(self, data, modalities, max_tokens):
+        limits = ml_collections.ConfigDict(
+            {name: (int(most),) for name, most in zip(MODALITIES, max_tokens, strict=True)}
+        )
+        config = packed_config(
+            data,
+            {**PACKING, "num_rows": (3, 8)},
+            data__modalities=modalities,
+            data__max_tokens=limits,
+            loss__ranking="listnet",
+        )
         split = Dataset.open(data).split("train")
         reader = BatchReader(split, config, input_pipeline.ranking_statistics(split.dataset, config))
         records = np.random.default_rng(0).permutation(140)[:16]
         layout, places = Arranger(split, config.data, 16).arrange(records)
+        assert layout.num_rows == (8 if tuple(max_tokens) == tuple(MAX_TOKENS) else 3)
         batch = reader.read(places, layout)
         padded = reader.read(records, padded_layouts(config.data, 16)[0])
         assert list(batch.sequences()) == [name for name in MODALITIES if name in modalities]
@@ -427,7 +442,7 @@ def test_eight_devices_train_on_packed_rows_as_one_and_rows_they_cannot_share_ar
             *flags, "--config.data.packing.num_rows=(8,)", f"--workdir={workdir}", env=environment
         )
         assert code == 0, output
-        assert "8 x (32 + 48 + 60)" in output
+        assert "8 x (28 + 48 + 60)" in output
         losses[number] = (workdir / "metrics.jsonl").read_text()
     rows = [[line for line in text.splitlines() if "train/loss" in line] for text in losses.values()]
     assert len(rows[0]) == len(rows[1]) == 8
