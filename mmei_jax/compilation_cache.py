@@ -39,10 +39,10 @@ def enable() -> Path | None:
     try:
         # Whoever can write here can make this user's runs execute what they like.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError("not writable")
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
     except OSError as error:
         reason = error.strerror or str(error)
+    if reason:
         advice = "compiled programs are not kept; JAX_COMPILATION_CACHE_DIR names another folder"
         print(f"warning: {folder}: {reason}: {advice}", file=sys.stderr, flush=True)
         return None
