@@ -1,6 +1,6 @@
 """Emotion from RAVDESS clips: one token per modality, split by actor, no intent and no ranking.
 
-The folds come from ``python -m mmei_jax.extraction.import_features ... --num_folds=6`` (see docs/results.md).
+``python -m benchmarks.ravdess`` imports the folds (docs/results.md); ``benchmarks/ravdess.py`` lists the importer's options.
 """
 
 import ml_collections
