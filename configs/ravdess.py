@@ -1,6 +1,6 @@
 """Emotion from RAVDESS clips: one token per modality, split by actor, no intent and no ranking.
 
-``python -m benchmarks.ravdess`` imports the folds (docs/results.md); ``benchmarks/ravdess.py`` lists the importer's options.
+``python -m benchmarks.ravdess`` imports the folds (docs/results.md) with the options that it lists in its file.
 """
 
 import ml_collections
