@@ -199,6 +199,7 @@ def _open_iterator(case: Case, num_reader_threads: int, is_placed: bool) -> Any:
     from mmei_jax import input_pipeline
     from mmei_jax.batching import BatchReader
     from mmei_jax.config import parse
+    from mmei_jax.packing import Arranger
     from mmei_jax.records import Dataset
     from mmei_jax.sharding import batch_sharding, make_mesh
 
@@ -221,7 +222,9 @@ def _open_iterator(case: Case, num_reader_threads: int, is_placed: bool) -> Any:
         num_batches=input_pipeline.num_steps(split.num_records, BATCH_SIZE, num_epochs),
         seed=config.seed,
     )
-    source = input_pipeline.BatchSource(order, BatchReader(split, config, None), np.arange(BATCH_SIZE))
+    arranger = Arranger(split, config.data, BATCH_SIZE)
+    rows = {BATCH_SIZE: np.arange(BATCH_SIZE)}
+    source = input_pipeline.BatchSource(order, arranger, BatchReader(split, config, None), rows)
     options = grain.ReadOptions(num_threads=num_reader_threads, prefetch_buffer_size=num_reader_threads)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
