@@ -56,10 +56,7 @@ class Checkpointer:
                 checkpoint_managers.BestN(get_metric_fn=self._rank, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        # A process that was killed while it saved leaves a temporary folder; no other process saves here.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=self._rank, create=True, cleanup_tmp_directories=True
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=self._rank, create=True)
         self._last_saved_step: int | None = None
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 

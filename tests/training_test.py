@@ -77,7 +77,7 @@ def test_input_wait_is_the_share_of_the_time_in_which_the_devices_lack_a_batch(d
     read = BatchReader.read
 
     def read_slowly(self, *arguments):
-        time.sleep(0.2)
+        time.sleep(0.4)
         return read(self, *arguments)
 
     monkeypatch.setattr(BatchReader, "read", read_slowly)
@@ -86,7 +86,7 @@ def test_input_wait_is_the_share_of_the_time_in_which_the_devices_lack_a_batch(d
     # Batches of the first steps were read while the update was compiled.
     shares = [line["throughput/input_wait_share"] for line in lines if "throughput/input_wait_share" in line]
     assert shares
-    assert min(shares) > 0.5
+    assert np.median(shares) > 0.5
 
 
 def test_event_files_hold_the_same_scalars(whole_run):
