@@ -107,7 +107,7 @@ class Curve:
         return parse(config.to_dict())
 
 
-# Chosen on the validation split (docs/results.md).
+# Epochs and dropout at 3,500 records were compared on the validation split, with seed 0; the others follow from it.
 FULL = Curve(
     {
         1_000: Recipe(24, 0.3),

@@ -116,7 +116,7 @@ def test_paired_difference_averages_seeds_and_draws_folds():
 
 @pytest.mark.skipif(not REAL_FILE.exists(), reason="the CMU-MOSI features are not beside the checkout")
 def test_ridge_by_video_on_the_real_features_is_as_known(tmp_path):
-    """559 utterances; the figures that docs/results.md gives for the peer."""
+    """559 utterances; the peer's accuracies on these folds, as measured when the test was written."""
     data = fold_study.import_folds(mosi.STUDY, str(REAL_FILE), tmp_path / "data", ())
     assert sum(Dataset.open(data).split(f"fold{fold}").num_records for fold in range(5)) == 559
 
