@@ -137,6 +137,11 @@ def get_config() -> ml_collections.ConfigDict:
     train.write_record_ids = False
 
     config.mesh = mesh = ml_collections.ConfigDict()
-    # Devices over which the batch is split; -1 takes all.
+    # Devices over which the batch is split, each with a copy of what the other two axes split; -1 takes all that are
+    # left.
     mesh.data = -1
+    # Devices over which the batch is split, and with it every parameter that has the model dimension.
+    mesh.fsdp = 1
+    # Devices over which attention heads and feed-forward features are split.
+    mesh.tensor = 1
     return config

@@ -133,6 +133,8 @@ class MeshConfig:
     """Devices per mesh axis; -1 takes what is left."""
 
     data: int
+    fsdp: int
+    tensor: int
 
 
 @dataclass(frozen=True)
@@ -362,3 +364,5 @@ def _check_train(config: Config) -> None:
     _require(
         config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", config.mesh.data, "-1 or a number of devices"
     )
+    for key in ("fsdp", "tensor"):
+        _require(getattr(config.mesh, key) >= 1, f"mesh.{key}", getattr(config.mesh, key), "a number of devices")

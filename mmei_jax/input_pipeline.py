@@ -182,7 +182,7 @@ def evaluation_batches(
     """
     split = dataset.split(*splits)
     batch_size = config.data.evaluation_batch_size
-    num_filler = -batch_size % sharding.num_devices
+    num_filler = -batch_size % _num_shards(sharding)
     order = SequentialOrder(num_records=split.num_records, batch_size=batch_size, num_filler=num_filler)
     arranger = Arranger(split, config.data, batch_size + num_filler, _num_shards(sharding))
     return _iterate(split, order, arranger, config, sharding, statistics)

@@ -4,6 +4,7 @@ The only file that names mesh axes. One code path serves 1 or N devices: arrays 
 mesh of ``Auto`` axes, and XLA inserts the collectives.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,23 +15,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mmei_jax.config import Config
 from mmei_jax.types import InputError
 
-DATA_AXIS = "data"
+MESH_AXES = ("data", "fsdp", "tensor")
+_BATCH_AXES = ("data", "fsdp")
 
-# Parameters are replicated: only the batch is split. A name that a parameter carries must stand here.
-LOGICAL_AXIS_RULES: tuple[tuple[str, str | None], ...] = (
-    ("batch", DATA_AXIS),
-    ("embed", None),
-    ("heads", None),
-    ("mlp", None),
-    ("features", None),
-    ("classes", None),
-    ("position", None),
-    ("kind", None),
-    ("vocabulary", None),
-    ("layers", None),
-    ("window", None),
-    ("channels", None),
-)
+# What a parameter's logical axes are split over; None: not at all. A name that a parameter carries must stand here.
+LOGICAL_AXIS_RULES: Mapping[str, str | None] = {
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocabulary": "tensor",
+    "channels": "tensor",
+    "features": None,
+    "classes": None,
+    "position": None,
+    "kind": None,
+    "layers": None,
+    "window": None,
+}
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -39,29 +40,48 @@ def make_mesh(config: Config) -> Mesh:
     Raises:
         InputError: there are too few devices, or a batch cannot be split over the mesh.
     """
-    devices = jax.devices()
-    size = len(devices) if config.mesh.data == -1 else config.mesh.data
-    if size > len(devices):
-        raise InputError(f"config.mesh.data = {size}: expected at most {len(devices)}, the number of visible devices")
+    mesh, num_devices = config.mesh, jax.device_count()
+    inner = mesh.fsdp * mesh.tensor
+    if num_devices < inner or (mesh.data == -1 and num_devices % inner):
+        raise InputError(
+            f"config.mesh.fsdp * config.mesh.tensor = {mesh.fsdp} * {mesh.tensor}: expected a divisor of "
+            f"{num_devices}, the number of visible devices"
+        )
+    most = num_devices // inner
+    data = most if mesh.data == -1 else mesh.data
+    if data > most:
+        times = f" / ({mesh.fsdp} * {mesh.tensor})" if inner > 1 else ""
+        raise InputError(
+            f"config.mesh.data = {mesh.data}: expected at most {most}, the number of visible devices{times}"
+        )
     micro_batch_size = config.data.batch_size // config.train.gradient_accumulation_steps
-    if micro_batch_size % size:
+    if micro_batch_size % (data * mesh.fsdp):
         key = "config.data.batch_size / config.train.gradient_accumulation_steps"
-        raise InputError(f"{key} = {micro_batch_size}: expected a multiple of the {size} devices of the mesh")
-    return _mesh_over(devices[:size])
+        raise InputError(
+            f"{key} = {micro_batch_size}: expected a multiple of the {data * mesh.fsdp} devices of the mesh"
+        )
+    return mesh_over(jax.devices()[: data * inner], fsdp=mesh.fsdp, tensor=mesh.tensor)
 
 
 def make_evaluation_mesh() -> Mesh:
     """A mesh over all visible devices, however many the run was trained on."""
-    return _mesh_over(jax.devices())
+    return mesh_over(jax.devices())
 
 
-def _mesh_over(devices: list[jax.Device]) -> Mesh:
-    return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+def mesh_over(devices: Sequence[jax.Device], *, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of :data:`MESH_AXES` over some devices.
+
+    Args:
+        devices: their number is a multiple of ``fsdp * tensor``; ``data`` is what is left.
+        fsdp: devices over which the batch is split, and with it the parameters' model dimension.
+        tensor: devices over which heads, hidden features, channels and vocabulary are split.
+    """
+    return Mesh(np.asarray(devices).reshape(-1, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis of every array of a batch over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -72,14 +92,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def parameter_shardings(boxed_parameters: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of parameters that carry logical axis names, as Linen's ``init`` returns it.
 
+    A dimension that the devices of its mesh axis do not divide is not split, nor is a second one over the same axis.
+
+    Args:
+        boxed_parameters: arrays or their shapes (``jax.eval_shape``), with axis names.
+        mesh: has the axes :data:`MESH_AXES`.
+
     Raises:
         InputError: a parameter carries a name that the table lacks.
     """
-    specs = nn.get_partition_spec(boxed_parameters)
-    known = {name for name, _ in LOGICAL_AXIS_RULES}
-    for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)):
-        unknown = [name for name in spec if name is not None and name not in known]
-        if unknown:
-            name = jax.tree_util.keystr(path)
-            raise InputError(f"parameter {name}: logical axis {unknown[0]!r} is not in sharding.LOGICAL_AXIS_RULES")
-    return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_AXIS_RULES)
+
+    def place(path: Any, leaf: Any, names: PartitionSpec) -> NamedSharding:
+        axes: list[str | None] = []
+        for size, name in zip(leaf.shape, names, strict=False):
+            if name is not None and name not in LOGICAL_AXIS_RULES:
+                parameter = jax.tree_util.keystr(path)
+                raise InputError(f"parameter {parameter}: logical axis {name!r} is not in sharding.LOGICAL_AXIS_RULES")
+            axis = None if name is None else LOGICAL_AXIS_RULES[name]
+            is_split = axis is not None and axis not in axes and size % mesh.shape[axis] == 0
+            axes.append(axis if is_split else None)
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    names = nn.get_partition_spec(boxed_parameters)
+    return jax.tree_util.tree_map_with_path(place, nn.unbox(boxed_parameters), names)

@@ -44,6 +44,8 @@ RESUMABLE_KEYS = (
     "train.save_every_steps",
     "train.write_record_ids",
     "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
 )
 
 

@@ -324,7 +324,7 @@ def test_every_parameter_has_logical_axis_names(scan_layers):
     texts = make_texts(config)
     module = Bert(config, ComputeOptions(scan_layers=scan_layers))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), *texts))
-    known = {name for name, _ in LOGICAL_AXIS_RULES}
+    known = set(LOGICAL_AXIS_RULES)
     leaves = jax.tree.leaves(variables["params"], is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     for leaf in leaves:
         assert isinstance(leaf, nn.LogicallyPartitioned)

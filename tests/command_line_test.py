@@ -46,6 +46,7 @@ CASES = {
     "wrong type": (["--config.model.dim=wide"], ["config.model.dim", "wide"]),
     "wrong value": (["--config.model.pooling=max"], ["config.model.pooling = 'max'", "'mean'"]),
     "impossible mesh": (["--config.mesh.data=3"], ["config.mesh.data = 3", "at most 1"]),
+    "mesh of more devices": (["--config.mesh.fsdp=2"], ["config.mesh.fsdp * config.mesh.tensor = 2 * 1", "of 1"]),
     "missing data": (["--config.data.path=nowhere"], ["nowhere", "manifest.json"]),
     "head without labels": (["--config.loss.emotion_label=sentiment"], ["'sentiment'", "emotion, intent"]),
     "unknown split": (["--config.data.test_splits=('final',)"], ["'final'", "test, train, validation"]),

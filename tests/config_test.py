@@ -66,6 +66,8 @@ REFUSED = [
     ({"train__best_metric": "test/emotion/accuracy"}, r"must not be selected on test data"),
     ({"train__gradient_accumulation_steps": 3}, r"a divisor of data\.batch_size \(32\)"),
     ({"mesh__data": 0}, r"config\.mesh\.data = 0"),
+    ({"mesh__fsdp": 0}, r"config\.mesh\.fsdp = 0: expected a number of devices"),
+    ({"mesh__tensor": -1}, r"config\.mesh\.tensor = -1: expected a number of devices"),
     ({"seed": -1}, r"config\.seed = -1: expected an integer in \[0, 2\*\*32\)"),
 ]
 

@@ -104,3 +104,11 @@ def test_run_begun_on_one_device_goes_on_on_eight(data, runs, caches, tmp_path):
     output = train(data, tmp_path, caches, 8, 4)
     assert "going on from the checkpoint of step" in output
     assert_close(validation(tmp_path), validation(runs[1]))
+
+
+def test_parameters_split_over_fsdp_and_tensor_train_as_one_device(data, runs, caches, tmp_path):
+    output = train(data, tmp_path, caches, 8, 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    assert "on 8 device(s)" in output
+    prefixes = ("train/", "validation/")
+    assert_close(scalars(tmp_path, prefixes), scalars(runs[1], prefixes))
+    assert_close(evaluate(tmp_path, caches, 1), evaluate(runs[1], caches, 1))

@@ -93,6 +93,77 @@ def test_bfloat16_attention_is_within_its_rounding():
     assert 0 < relative_error(rounded, exact) < 4 * 2**-8
 
 
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_attention_without_a_mask_is_attention_to_everything(compute_dtype):
+    query, key, value, is_attendable, _ = make_attention_inputs()
+    unmasked = transformer.attend(*map(jnp.asarray, (query, key, value)), None, compute_dtype)
+    masked = transformer.attend(*map(jnp.asarray, (query, key, value)), jnp.ones_like(is_attendable), compute_dtype)
+    np.testing.assert_allclose(unmasked, masked, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_queries", "num_keys", "dim", "is_masked", "expected"),
+    [
+        ("bfloat16", 128, 128, 64, True, True),
+        ("float16", 6, 8, 128, True, True),
+        ("bfloat16", 197, 197, 64, False, True),
+        ("float32", 128, 128, 64, True, False),
+        ("bfloat16", 197, 128, 64, True, False),
+        ("bfloat16", 128, 197, 64, True, False),
+        ("bfloat16", 128, 128, 36, True, False),
+        ("bfloat16", 128, 128, 136, False, False),
+    ],
+)
+def test_shapes_that_fused_attention_takes(dtype, num_queries, num_keys, dim, is_masked, expected):
+    query, key = jnp.zeros((2, num_queries, 4, dim), dtype), jnp.zeros((2, num_keys, 4, dim), dtype)
+    assert transformer.is_fusible(query, key, is_masked=is_masked) is expected
+
+
+class TestFusedAttention:
+    """Which attention a program for a GPU holds is seen where it is lowered; what it gives, only on one."""
+
+    @staticmethod
+    def lowered(monkeypatch, platform, dtype, *, is_masked):
+        # What tracing asks the machine.
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+        query, mask = jax.ShapeDtypeStruct((2, 6, 4, 64), "float32"), jax.ShapeDtypeStruct((2, 6, 6), bool)
+
+        def total(query, key, value, mask):
+            return transformer.attend(query, key, value, mask, dtype).sum()
+
+        program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(query, query, query, mask if is_masked else None)
+        return program.lower(lowering_platforms=(platform,)).as_text()
+
+    @pytest.mark.parametrize("is_masked", [True, False])
+    def test_sixteen_bits_on_cuda_go_through_cudnn_in_both_directions(self, monkeypatch, is_masked):
+        text = self.lowered(monkeypatch, "cuda", "bfloat16", is_masked=is_masked)
+        name = "__cudnn$fmhaScaleBiasSoftmax" if is_masked else "__cudnn$fmhaSoftmax"
+        assert text.count(name) == 2
+        assert f"{name}Backward" in text
+
+    @pytest.mark.parametrize(("platform", "dtype"), [("cuda", "float32"), ("cpu", "bfloat16"), ("tpu", "bfloat16")])
+    def test_everything_else_does_not(self, monkeypatch, platform, dtype):
+        assert "cudnn" not in self.lowered(monkeypatch, platform, dtype, is_masked=True)
+
+    @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU: cuDNN's attention runs nowhere else")
+    @pytest.mark.parametrize("is_masked", [True, False])
+    def test_fused_attention_equals_plain_attention(self, is_masked):
+        generator = np.random.default_rng(0)
+        query, key, value = (jnp.asarray(generator.normal(size=(3, 64, 4, 64)), jnp.float32) for _ in range(3))
+        segment_ids = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 1], [0, 0, 0]], [24, 24, 16], axis=1))
+        mask = transformer.attendable(segment_ids, segment_ids) if is_masked else None
+
+        def run(dtype):
+            output, pull_back = jax.vjp(lambda *arrays: transformer.attend(*arrays, mask, dtype), query, key, value)
+            return output, *pull_back(jnp.ones_like(output))
+
+        for fused, plain in zip(jax.jit(run, static_argnums=0)("bfloat16"), run("float32"), strict=True):
+            assert relative_error(fused, plain) <= 2e-2
+            if is_masked:
+                assert not np.any(fused[2])
+
+
 def test_tokens_attend_to_their_own_record_only():
     query_ids = jnp.array([[1, 1, 2, 0]])
     key_ids = jnp.array([[1, 2, 2, 0, 3]])

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 from mmei_jax.encoders.convolution import Convolution
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs
-from mmei_jax.encoders.stack import ACTIVATIONS, ComputeOptions
-from mmei_jax.encoders.transformer import with_axes
+from mmei_jax.encoders.stack import ComputeOptions
+from mmei_jax.encoders.transformer import ACTIVATIONS, with_axes
 from mmei_jax.types import InputError
 
 _NORM_EPSILON = 1e-5
@@ -35,8 +35,8 @@ class ResNetConfig:
         stage_dims: channels after each stage.
         depths: blocks of each stage.
         has_bottlenecks: whether blocks have three convolutions (1 x 1, 3 x 3, 1 x 1) or two (3 x 3 each).
-        activation: what follows the stem and each sum, a key of :data:`~mmei_jax.encoders.stack.ACTIVATIONS`; inside
-            blocks it is ReLU.
+        activation: what follows the stem and each sum, a key of :data:`~mmei_jax.encoders.transformer.ACTIVATIONS`;
+            inside blocks it is ReLU.
         first_stage_halves: whether the first stage halves height and width, as all others do.
         first_convolution_halves: whether a bottleneck's first convolution does it, or its second.
     """

@@ -1,4 +1,4 @@
-"""The Transformer layers that BERT, ViT and Wav2Vec2 share: norms before or after the branches, one attention.
+"""The stack of Transformer layers that BERT, ViT and Wav2Vec2 share, and the ways in which it is computed.
 
 Parameters keep one entry per layer, ``layer_0`` onwards. With ``scan_layers`` they are stacked along a leading axis
 ``layers`` instead (:func:`stack_layers` and :func:`unstack_layers` convert), so that the program holds one layer.
@@ -7,7 +7,6 @@ The layers are deterministic: what a Hugging Face configuration says about dropo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,19 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mmei_jax.encoders.transformer import Dense, LayerNorm, attend, gelu
+from mmei_jax.encoders.transformer import ACTIVATIONS, EncoderLayer
 from mmei_jax.types import InputError
 
-# By the names that Hugging Face gives them. "gelu" is the exact one; the others are the tanh approximation.
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "gelu": gelu,
-    "gelu_new": partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
 REMAT_POLICIES: Mapping[str, Callable[..., Any] | None] = {
     "layer": None,
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -93,62 +82,8 @@ class StackConfig:
             raise InputError(f"activation {self.activation!r}: not implemented; there are {', '.join(ACTIVATIONS)}")
 
 
-class SelfAttention(nn.Module):
-    """Projections to heads, attention among a row's tokens, and the projection back.
-
-    Attributes:
-        config: shape of the layer.
-        compute_dtype: type in which matrix products read their operands.
-    """
-
-    config: StackConfig
-    compute_dtype: str
-
-    @nn.compact
-    def __call__(
-        self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"]
-    ) -> Float[Array, "rows tokens dim"]:
-        """Each token reads those that it may attend to; a token without any gets the last projection's bias."""
-        rows, num_tokens, dim = states.shape
-        num_heads = self.config.num_heads
-
-        def project(name: str) -> Array:
-            dense = Dense(
-                dim,
-                ("embed", "heads"),
-                use_bias=self.config.query_key_value_have_bias,
-                compute_dtype=self.compute_dtype,
-                name=name,
-            )
-            return dense(states).reshape(rows, num_tokens, num_heads, dim // num_heads)
-
-        mixed = attend(project("query"), project("key"), project("value"), is_attendable, self.compute_dtype)
-        output = Dense(dim, ("heads", "embed"), compute_dtype=self.compute_dtype, name="output")
-        return output(mixed.reshape(rows, num_tokens, dim))
-
-
-class FeedForward(nn.Module):
-    """Two linear layers with the configured activation between them.
-
-    Attributes:
-        config: shape of the layer.
-        compute_dtype: type in which matrix products read their operands.
-    """
-
-    config: StackConfig
-    compute_dtype: str
-
-    @nn.compact
-    def __call__(self, states: Float[Array, "rows tokens dim"]) -> Float[Array, "rows tokens dim"]:
-        """Maps each token on its own."""
-        config = self.config
-        hidden = Dense(config.feedforward_dim, ("embed", "mlp"), compute_dtype=self.compute_dtype, name="hidden")
-        output = Dense(config.dim, ("mlp", "embed"), compute_dtype=self.compute_dtype, name="output")
-        return output(ACTIVATIONS[config.activation](hidden(states)))
-
-
 class Layer(nn.Module):
-    """Self-attention, then feed-forward, each on a residual branch.
+    """An :class:`~mmei_jax.encoders.transformer.EncoderLayer` in the form that ``nn.scan`` repeats.
 
     Attributes:
         config: shape of the layer.
@@ -160,19 +95,22 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"]
+        self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"] | None
     ) -> tuple[Float[Array, "rows tokens dim"], Float[Array, "rows tokens dim"]]:
         """The states after the layer, twice: ``nn.scan`` carries the first on and stacks the second."""
-        attention = SelfAttention(self.config, self.compute_dtype, name="attention")
-        attention_norm = LayerNorm(epsilon=self.config.layer_norm_epsilon, name="attention_norm")
-        feed_forward = FeedForward(self.config, self.compute_dtype, name="feed_forward")
-        feed_forward_norm = LayerNorm(epsilon=self.config.layer_norm_epsilon, name="feed_forward_norm")
-        if self.config.norm_comes_first:
-            states = states + attention(attention_norm(states), is_attendable)
-            states = states + feed_forward(feed_forward_norm(states))
-        else:
-            states = attention_norm(states + attention(states, is_attendable))
-            states = feed_forward_norm(states + feed_forward(states))
+        config = self.config
+        layer = EncoderLayer(
+            num_heads=config.num_heads,
+            feedforward_dim=config.feedforward_dim,
+            compute_dtype=self.compute_dtype,
+            norm_comes_first=config.norm_comes_first,
+            layer_norm_epsilon=config.layer_norm_epsilon,
+            activation=config.activation,
+            projections_have_bias=config.query_key_value_have_bias,
+            output_has_bias=True,
+        )
+        nn.share_scope(self, layer)
+        states = layer(states, is_attendable, is_training=False)
         return states, states
 
 
@@ -189,7 +127,7 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"]
+        self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"] | None
     ) -> tuple[Float[Array, "rows tokens dim"], ...]:
         """``num_layers + 1`` states: the given ones, and those after each layer."""
         layer: Any = Layer

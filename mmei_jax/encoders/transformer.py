@@ -5,7 +5,7 @@ Masks say what may be attended to (True) and come from segment ids: 0 is padding
 type in which matrix products read their operands: they sum and return float32, and so is everything in between.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -78,20 +78,23 @@ def attend(
     query: Float[Array, "rows queries heads dim"],
     key: Float[Array, "rows keys heads dim"],
     value: Float[Array, "rows keys heads dim"],
-    is_attendable: Bool[Array, "rows queries keys"],
+    is_attendable: Bool[Array, "rows queries keys"] | None,
     compute_dtype: jnp.dtype | str = "float32",
 ) -> Float[Array, "rows queries heads dim"]:
-    """Scaled dot-product attention (Eq. 2), always masked; the only attention of the package.
+    """Scaled dot-product attention (Eq. 2); the only attention of the package.
 
     Departs from Eq. 2 where a query has nothing to attend to: its output is exactly zero and no gradient passes, where
-    the formula gives NaN, and ``jax.nn.dot_product_attention`` the mean of the masked values. The sum of the
-    exponentials divides *after* the product with the values, which is up to four times faster on CPUs.
+    the formula gives NaN, and ``jax.nn.dot_product_attention`` the mean of the masked values.
+
+    On CUDA, 16-bit operands go through cuDNN's fused attention where it takes their shape (:func:`is_fusible`), whose
+    weights are never stored. Everything else is plain XLA: there the sum of the exponentials divides *after* the
+    product with the values, which is up to four times faster on CPUs.
 
     Args:
         query: ``[rows, queries, heads, dim]``.
         key: ``[rows, keys, heads, dim]``. Masked keys must be finite; they change nothing.
         value: ``[rows, keys, heads, dim]``. As the keys.
-        is_attendable: ``[rows, queries, keys]`` bool.
+        is_attendable: ``[rows, queries, keys]`` bool; None where every query may attend to every key.
         compute_dtype: type in which the two matrix products read their operands.
 
     Returns:
@@ -100,18 +103,46 @@ def attend(
     References:
         Vaswani et al., "Attention Is All You Need", 2017, Eq. 1.
     """
-    scaled = query * (query.shape[-1] ** -0.5)
-    scaled, key, value = (
-        array.transpose(0, 2, 1, 3).astype(compute_dtype) for array in (scaled, key, value)
-    )  # [rows, heads, length, dim]: the layout in which both products are plain batched matrix products
-    scores = jnp.einsum("rhqd,rhkd->rhqk", scaled, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(is_attendable[:, None], scores, _MASKED_SCORE)
+    query, key, value = (array.astype(compute_dtype) for array in (query * query.shape[-1] ** -0.5, key, value))
+    if jax.default_backend() == "gpu" and is_fusible(query, key, is_masked=is_attendable is not None):
+        # The platform is known when the program is lowered: the same trace may be exported for another one.
+        mixed = lax.platform_dependent(query, key, value, is_attendable, cuda=_attend_fused, default=_attend_plain)
+    else:
+        mixed = _attend_plain(query, key, value, is_attendable)
+    if is_attendable is None:
+        return mixed
+    # A row in which everything is masked is finite in both, and cut off here in both directions.
+    return jnp.where(is_attendable.any(axis=-1)[:, :, None, None], mixed, 0.0)
+
+
+def is_fusible(
+    query: Float[Array, "rows queries heads dim"], key: Float[Array, "rows keys heads dim"], *, is_masked: bool
+) -> bool:
+    """Whether cuDNN's fused attention, forward and backward, takes operands of these shapes and types.
+
+    It wants 16 bits, at most 128 features of a head in multiples of 8, and, beside a mask, even lengths.
+    """
+    (_, num_queries, _, dim), num_keys = query.shape, key.shape[1]
+    has_room = not is_masked or (num_queries % 2 == 0 and num_keys % 2 == 0)
+    return query.dtype.itemsize == 2 and dim <= 128 and dim % 8 == 0 and has_room
+
+
+def _attend_fused(query: Array, key: Array, value: Array, is_attendable: Array | None) -> Array:
+    mask = None if is_attendable is None else is_attendable[:, None]
+    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, scale=1.0, implementation="cudnn")
+    return mixed.astype(jnp.float32)
+
+
+def _attend_plain(query: Array, key: Array, value: Array, is_attendable: Array | None) -> Array:
+    # [rows, heads, length, dim]: the layout in which both products are plain batched matrix products
+    query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))
+    scores = jnp.einsum("rhqd,rhkd->rhqk", query, key, preferred_element_type=jnp.float32)
+    if is_attendable is not None:
+        scores = jnp.where(is_attendable[:, None], scores, _MASKED_SCORE)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)
-    mixed = jnp.einsum("rhqk,rhkd->rhqd", weights.astype(compute_dtype), value, preferred_element_type=jnp.float32)
-    # Where everything is masked the weights are all 1, not 0: the row is finite, and cut off here in both directions.
-    has_any = is_attendable.any(axis=-1)[:, None, :, None]
-    return jnp.where(has_any, mixed / total, 0.0).transpose(0, 2, 1, 3)
+    mixed = jnp.einsum("rhqk,rhkd->rhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (mixed / total).transpose(0, 2, 1, 3)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -121,6 +152,18 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016.
     """
     return 0.5 * x * (1.0 + lax.erf(x * (0.5**0.5)))
+
+
+# By the names that Hugging Face gives them. "gelu" is the exact one; the others are the tanh approximation.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
 
 
 class Dense(nn.Module):
@@ -201,27 +244,35 @@ class MultiHeadAttention(nn.Module):
     Attributes:
         num_heads: attention heads; divides the dimension of the queries.
         compute_dtype: type in which matrix products read their operands.
+        projections_have_bias: whether those of queries, keys and values have a bias.
+        output_has_bias: whether the last projection has one; without it, a query with nothing to attend to gets
+            exactly zero.
     """
 
     num_heads: int
     compute_dtype: str = "float32"
+    projections_have_bias: bool = True
+    output_has_bias: bool = False
 
     @nn.compact
     def __call__(
         self,
         queries: Float[Array, "rows queries dim"],
         context: Float[Array, "rows keys dim"],
-        is_attendable: Bool[Array, "rows queries keys"],
+        is_attendable: Bool[Array, "rows queries keys"] | None,
     ) -> Float[Array, "rows queries dim"]:
-        """Each query token reads the context tokens that it may attend to.
-
-        The last projection has no bias, so that a query with nothing to attend to gets exactly zero.
-        """
+        """Each query token reads the context tokens that it may attend to; all of them where ``None``."""
         rows, num_queries, dim = queries.shape
 
         def project(name: str, x: Array) -> Array:
-            y = Dense(dim, ("embed", "heads"), compute_dtype=self.compute_dtype, name=name)(x)
-            return y.reshape(rows, x.shape[1], self.num_heads, dim // self.num_heads)
+            dense = Dense(
+                dim,
+                ("embed", "heads"),
+                use_bias=self.projections_have_bias,
+                compute_dtype=self.compute_dtype,
+                name=name,
+            )
+            return dense(x).reshape(rows, x.shape[1], self.num_heads, dim // self.num_heads)
 
         mixed = attend(
             project("query", queries),
@@ -230,55 +281,81 @@ class MultiHeadAttention(nn.Module):
             is_attendable,
             self.compute_dtype,
         )
-        output = Dense(dim, ("heads", "embed"), use_bias=False, compute_dtype=self.compute_dtype, name="output")
+        output = Dense(
+            dim,
+            ("heads", "embed"),
+            use_bias=self.output_has_bias,
+            compute_dtype=self.compute_dtype,
+            name="output",
+        )
         return output(mixed.reshape(rows, num_queries, dim))
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an exact GELU between them.
+    """Two linear layers with an activation between them.
 
     Attributes:
         hidden_dim: features between the layers.
         compute_dtype: type in which matrix products read their operands.
+        activation: a key of :data:`ACTIVATIONS`.
     """
 
     hidden_dim: int
     compute_dtype: str = "float32"
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Maps each token on its own."""
         hidden = Dense(self.hidden_dim, ("embed", "mlp"), compute_dtype=self.compute_dtype, name="hidden")(x)
-        return Dense(x.shape[-1], ("mlp", "embed"), compute_dtype=self.compute_dtype, name="output")(gelu(hidden))
+        output = Dense(x.shape[-1], ("mlp", "embed"), compute_dtype=self.compute_dtype, name="output")
+        return output(ACTIVATIONS[self.activation](hidden))
 
 
 class EncoderLayer(nn.Module):
-    """A pre-norm Transformer layer: self-attention, then feed-forward, each on a residual branch with dropout.
+    """A Transformer layer: self-attention, then feed-forward, each on a residual branch with dropout.
 
     Attributes:
         num_heads: attention heads.
         feedforward_dim: hidden features of the feed-forward block.
         dropout_rate: dropout on both branches.
         compute_dtype: type in which matrix products read their operands.
+        norm_comes_first: whether the norms stand before the branches (pre-LN) or after the sums (post-LN).
+        layer_norm_epsilon: added to the variance.
+        activation: of the feed-forward block, a key of :data:`ACTIVATIONS`.
+        projections_have_bias: as in :class:`MultiHeadAttention`.
+        output_has_bias: as in :class:`MultiHeadAttention`.
     """
 
     num_heads: int
     feedforward_dim: int
-    dropout_rate: float | Float[Array, ""]
+    dropout_rate: float | Float[Array, ""] = 0.0
     compute_dtype: str = "float32"
+    norm_comes_first: bool = True
+    layer_norm_epsilon: float = 1e-5
+    activation: str = "gelu"
+    projections_have_bias: bool = True
+    output_has_bias: bool = False
 
     @nn.compact
     def __call__(
         self,
         states: Float[Array, "rows tokens dim"],
-        is_attendable: Bool[Array, "rows tokens tokens"],
+        is_attendable: Bool[Array, "rows tokens tokens"] | None,
         *,
         is_training: bool,
     ) -> Float[Array, "rows tokens dim"]:
-        """The states after the layer; not normalised."""
+        """The states after the layer; normalised where the norms come last."""
         drop = partial(Dropout(self.dropout_rate), is_training=is_training)
-        normed = LayerNorm(name="attention_norm")(states)
-        attention = MultiHeadAttention(self.num_heads, self.compute_dtype, name="attention")
-        states = add_branch(states, drop(attention(normed, normed, is_attendable)))
-        feed_forward = FeedForward(self.feedforward_dim, self.compute_dtype, name="feed_forward")
-        return add_branch(states, drop(feed_forward(LayerNorm(name="feed_forward_norm")(states))))
+        attention_norm = LayerNorm(epsilon=self.layer_norm_epsilon, name="attention_norm")
+        attention = MultiHeadAttention(
+            self.num_heads, self.compute_dtype, self.projections_have_bias, self.output_has_bias, name="attention"
+        )
+        feed_forward_norm = LayerNorm(epsilon=self.layer_norm_epsilon, name="feed_forward_norm")
+        feed_forward = FeedForward(self.feedforward_dim, self.compute_dtype, self.activation, name="feed_forward")
+        if self.norm_comes_first:
+            normed = attention_norm(states)
+            states = add_branch(states, drop(attention(normed, normed, is_attendable)))
+            return add_branch(states, drop(feed_forward(feed_forward_norm(states))))
+        states = attention_norm(states + drop(attention(states, states, is_attendable)))
+        return feed_forward_norm(states + drop(feed_forward(states)))

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Float32
 
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs
-from mmei_jax.encoders.stack import ACTIVATIONS, ComputeOptions, Stack, StackConfig
-from mmei_jax.encoders.transformer import Dense, LayerNorm, embedding_init, with_axes
+from mmei_jax.encoders.stack import ComputeOptions, Stack, StackConfig
+from mmei_jax.encoders.transformer import ACTIVATIONS, Dense, LayerNorm, embedding_init, with_axes
 from mmei_jax.types import InputError
 
 # torch's constant of the bicubic kernel.
@@ -35,7 +35,7 @@ class VitConfig:
         num_channels: colours of a pixel.
         has_pooler: whether the first token's state goes through a further linear layer and an activation.
         pooler_dim: features of the pooler's output.
-        pooler_activation: its activation, a key of :data:`~mmei_jax.encoders.stack.ACTIVATIONS`.
+        pooler_activation: its activation, a key of :data:`~mmei_jax.encoders.transformer.ACTIVATIONS`.
     """
 
     stack: StackConfig
@@ -201,8 +201,7 @@ class Vit(nn.Module):
             axis=1,
         )
         num_tokens = states.shape[1]
-        is_attendable = jnp.ones((num_frames, num_tokens, num_tokens), bool)
-        all_states = Stack(config.stack, options, name="encoder")(states, is_attendable)
+        all_states = Stack(config.stack, options, name="encoder")(states, None)
         last = LayerNorm(epsilon=config.stack.layer_norm_epsilon, name="last_norm")(all_states[-1])
         pooled = None
         if config.has_pooler:

@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mmei_jax.encoders.convolution import Convolution
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs
-from mmei_jax.encoders.stack import ACTIVATIONS, ComputeOptions, Stack, StackConfig
-from mmei_jax.encoders.transformer import Dense, LayerNorm, attendable, with_axes
+from mmei_jax.encoders.stack import ComputeOptions, Stack, StackConfig
+from mmei_jax.encoders.transformer import ACTIVATIONS, Dense, LayerNorm, attendable, with_axes
 from mmei_jax.types import InputError
 
 # torch's default, which the front end's and the adapter's norms keep whatever the configuration says.
@@ -45,7 +45,7 @@ class Wav2Vec2Config:
         front_has_bias: whether the convolutions have a bias.
         front_norm: "group" (each channel over time, after the first convolution only) or "layer" (each frame over
             channels, after every convolution).
-        front_activation: a key of :data:`~mmei_jax.encoders.stack.ACTIVATIONS`.
+        front_activation: a key of :data:`~mmei_jax.encoders.transformer.ACTIVATIONS`.
         position_kernel: frames that the convolution reads which tells positions.
         position_groups: groups of its channels.
         num_adapter_layers: strided convolutions after the encoder; 0 for none.
