@@ -12,7 +12,6 @@ Before anything is measured, five updates without dropout must give the same los
 import argparse
 import functools
 import itertools
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks import rounds
 from benchmarks.fusion_cases import (
@@ -36,6 +34,7 @@ from benchmarks.fusion_cases import (
     make_batches,
     make_tasks,
 )
+from benchmarks.matmul import matmul_operations, matmul_rate
 from mmei_jax.config import Config
 from mmei_jax.host_memory import keep_freed_memory
 from mmei_jax.models.mmei import Mmei
@@ -136,44 +135,6 @@ def _seconds_since(started: float, loss: float) -> float:
     if not np.isfinite(loss):
         raise RuntimeError(f"loss {loss} while measuring")
     return seconds
-
-
-def matmul_rate(dtype: str) -> float:
-    """Operations per second of a product of two square matrices: the best of several."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=dtype))
-    product(x, x).block_until_ready()
-    best = math.inf
-    for _ in range(10):
-        started = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * size**3 / best
-
-
-def matmul_operations(function: Callable[..., Any], *arguments: Any) -> float:
-    """Multiplications and additions in the matrix products of one call."""
-
-    def is_jaxpr(value: Any) -> bool:
-        return isinstance(value, Jaxpr | ClosedJaxpr)
-
-    def count(jaxpr: Any) -> float:
-        total = 0.0
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                lhs = equation.invars[0].aval.shape
-                depth = math.prod(lhs[axis] for axis in contracted)
-                total += 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
-            times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            inner = [
-                value for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr) if is_jaxpr(value)
-            ]
-            total += times * sum(count(getattr(value, "jaxpr", value)) for value in inner)
-        return total
-
-    return count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def eager_side(case: Case) -> rounds.Ready:

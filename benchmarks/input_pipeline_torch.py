@@ -123,7 +123,17 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
 def _side(case: Case, dataset: Dataset, collate: Any) -> rounds.Ready:
     def open_loader(settings: dict[str, Any]) -> DataLoader:
         generator = torch.Generator().manual_seed(0)
-        return DataLoader(dataset, BATCH_SIZE, shuffle=True, generator=generator, collate_fn=collate, **settings)
+        # The default of Linux; a process of this harness, which was spawned, would spawn its workers too.
+        context = "fork" if settings["num_workers"] else None
+        return DataLoader(
+            dataset,
+            BATCH_SIZE,
+            shuffle=True,
+            generator=generator,
+            collate_fn=collate,
+            multiprocessing_context=context,
+            **settings,
+        )
 
     seconds = {}
     for position, settings in enumerate(WORKER_SETTINGS):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, Integer
 
+from mmei_jax.bin_packing import arrange_in_rows, pack
 from mmei_jax.config import DataConfig
 from mmei_jax.records import Split
 from mmei_jax.types import MODALITIES
@@ -58,46 +59,6 @@ def padded_layouts(data: DataConfig, batch_size: int) -> tuple[Layout, ...]:
         Layout(batch_size, 1, {name: sizes[index] for name, sizes in buckets.items()})
         for index in range(len(data.max_tokens.vision))
     )
-
-
-def pack(
-    lengths: Integer[np.ndarray, "records modalities"],
-    capacity: Integer[np.ndarray, "modalities"],
-    records_per_row: int,
-) -> Int64[np.ndarray, "records"]:
-    """Deals records to rows so that few rows are needed: first-fit decreasing, in all modalities at once.
-
-    The records that take the largest share of a row, in the modality in which they take most, come first, and each goes
-    to the first row that has room for it (Panigrahy, Talwar, Uyeda and Wieder, "Heuristics for vector bin packing",
-    2011). On lengths of utterances, best fit needs as many rows.
-
-    Args:
-        lengths: ``[records, modalities]`` tokens of each record, none above the capacity.
-        capacity: ``[modalities]`` tokens that fit into a row.
-        records_per_row: most records in a row.
-
-    Returns:
-        ``[records]`` the row of each record, counted from 0, none left empty.
-
-    Raises:
-        ValueError: a record is longer than a row.
-
-    Example:
-        >>> pack(np.array([[3], [1], [2], [2]]), capacity=np.array([4]), records_per_row=2)
-        array([0, 0, 1, 1])
-    """
-    num_records = len(lengths)
-    sizes = np.concatenate([lengths, np.ones((num_records, 1), lengths.dtype)], axis=1)
-    limits = np.append(capacity, records_per_row)
-    if (sizes > limits).any():
-        raise ValueError(f"a record is longer than a row of {capacity.tolist()} tokens")
-    free = np.repeat(limits[:, None], num_records, axis=1)
-    rows = np.zeros(num_records, np.int64)
-    for record in np.argsort(-(sizes / limits).max(axis=1), kind="stable"):
-        row = (free >= sizes[record][:, None]).all(axis=0).argmax()
-        free[:, row] -= sizes[record]
-        rows[record] = row
-    return rows
 
 
 class Arranger:
@@ -158,11 +119,6 @@ class Arranger:
         num_rows = int(rows.max(initial=-1)) + 1
         for layout in self._packed:
             if num_rows <= layout.num_rows:
-                places = np.full(layout.num_rows * size, -1, np.int64)
-                order = np.argsort(rows, kind="stable")
-                sorted_rows = rows[order]
-                # The place within the row: how far a record is behind the first of its row.
-                segment = np.arange(len(order)) - np.searchsorted(sorted_rows, sorted_rows)
-                places[sorted_rows * size + segment] = records[order]
-                return layout, places
+                places = arrange_in_rows(rows, layout.num_rows, size)
+                return layout, np.where(places >= 0, records[places], -1)
         return None

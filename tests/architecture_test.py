@@ -22,6 +22,7 @@ PACKAGE = ROOT / "mmei_jax"
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("types", "config", "command"),),
     (
+        ("bin_packing",),
         ("compilation_cache",),
         ("workdir",),
         ("host_memory",),
@@ -49,10 +50,13 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "encoders.stack",
             "encoders.hugging_face_config",
             "encoders.bert",
+            "encoders.audio_buckets",
             "encoders.audio_cnn",
             "encoders.convolution",
+            "encoders.corpus_order",
             "encoders.freezing",
             "encoders.resnet",
+            "encoders.text_packing",
             "encoders.vit",
             "encoders.wav2vec2",
         ),

@@ -44,23 +44,37 @@ def test_a_transformer_block_does_not_load_the_tools_that_read_checkpoints():
     assert done.returncode == 0, done.stderr
 
 
-def test_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
-    # A tiny model stands in for the hub's.
-    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
-    commit = tmp_path / "cache" / "c0ffee"
-    hugging_face.randomised(transformers.BertModel(config)).save_pretrained(commit)
+def test_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+    # Tiny models stand in for the hub's.
+    size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    models = {
+        "google-bert/bert-base-uncased": transformers.BertModel(transformers.BertConfig(**size)),
+        "facebook/wav2vec2-base-960h": transformers.Wav2Vec2Model(
+            transformers.Wav2Vec2Config(**size, conv_dim=(8,) * 7, num_conv_pos_embeddings=4)
+        ),
+    }
+    for repository, model in models.items():
+        hugging_face.randomised(model).save_pretrained(tmp_path / "cache" / repository / "c0ffee")
 
     def hf_hub_download(repository, name, revision=None):
-        assert repository == "google-bert/bert-base-uncased"
-        return str(commit / name)
+        return str(tmp_path / "cache" / repository / "c0ffee" / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    first, *others = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
     names = {}
-    exec(compile(code, "docs/encoders.md", "exec"), names)
+    exec(compile(first, "docs/encoders.md", "exec"), names)
     assert capsys.readouterr().out.splitlines() == ["(2, 7, 16)", "(4, 16)", "(4, 16)"]
     assert not names["outputs"].pooled[3].any()
+    for code in others:
+        exec(compile(code, "docs/encoders.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines() == [
+        "(4, 16)",
+        "81% of the places hold a token",
+        "[(49, 16), (1, 16), (16, 16), (51, 16), (15, 16)]",
+        "99% of the places hold a sample",
+    ]
+    assert [len(batch.record_index) for batch in names["audio"].batches] == [2, 2, 1]
 
 
 def test_command_of_the_page_is_the_real_one():

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import fusion_step, rounds, torch_mmei
 from benchmarks.fusion_cases import EAGER, NUM_BATCHES, WITHOUT_DROPOUT, Case, make_batches, make_tasks
+from benchmarks.matmul import matmul_operations
 from mmei_jax.types import TokenSequence
 
 TINY = Case(
@@ -120,4 +121,4 @@ def test_operations_of_matrix_products_are_counted_through_loops():
     def function(x):
         return jax.lax.scan(lambda carry, _: (carry @ x, None), x, None, length=3)[0] + jax.jit(jnp.matmul)(x, x)
 
-    assert fusion_step.matmul_operations(function, jnp.ones((5, 5))) == 4 * 2 * 5**3
+    assert matmul_operations(function, jnp.ones((5, 5))) == 4 * 2 * 5**3

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 
 import jax
 import ml_collections
@@ -12,11 +11,12 @@ import pytest
 
 from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader
+from mmei_jax.bin_packing import pack
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.config import parse
 from mmei_jax.data_statistics import token_use
 from mmei_jax.evaluation import Evaluator
-from mmei_jax.packing import Arranger, pack, packed_layouts, padded_layouts
+from mmei_jax.packing import Arranger, packed_layouts, padded_layouts
 from mmei_jax.record_gathering import RaggedColumn
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, make_mesh
@@ -47,74 +47,6 @@ def packed_config(data, packing=PACKING, **changes):
 
 def config_max(config, name):
     return getattr(config.data.max_tokens, name)[-1]
-
-
-def speech_lengths(generator, num_records):
-    """Lengths like those of utterances: correlated, skewed, sometimes absent."""
-    durations = generator.lognormal(0.0, 0.7, (num_records, 1)) * generator.lognormal(0.0, 0.3, (num_records, 3))
-    lengths = np.clip(np.ceil(durations * MAX_TOKENS * 0.3), 1, MAX_TOKENS).astype(np.int64)
-    return np.where(generator.random((num_records, 3)) < 0.06, 0, lengths)
-
-
-def fewest_rows(lengths, capacity, records_per_row):
-    """No packing takes fewer rows than all tokens of a modality, or all records, would fill to the brim."""
-    return math.ceil(max((lengths.sum(axis=0) / capacity).max(), len(lengths) / records_per_row))
-
-
-def best_packing(lengths, capacity, records_per_row):
-    """The smallest number of rows of any packing, by trying all."""
-
-    def places(rows, left):
-        if not len(left):
-            return len(rows)
-        best = len(left) + len(rows)
-        for index, row in enumerate([*rows, (np.zeros(3, np.int64), 0)]):
-            tokens, count = row[0] + left[0], row[1] + 1
-            if (tokens <= capacity).all() and count <= records_per_row:
-                changed = [*rows, None]
-                changed[index] = (tokens, count)
-                best = min(best, places([each for each in changed if each is not None], left[1:]))
-        return best
-
-    return places([], lengths)
-
-
-class TestPack:
-    @pytest.mark.parametrize("seed", range(20))
-    def test_rows_are_never_overfull_and_none_is_left_empty(self, seed):
-        generator = np.random.default_rng(seed)
-        capacity = MAX_TOKENS * generator.integers(1, 5)
-        records_per_row = int(generator.integers(1, 10))
-        lengths = speech_lengths(generator, int(generator.integers(1, 200)))
-        rows = pack(lengths, capacity, records_per_row)
-        assert set(rows) == set(range(rows.max() + 1))
-        for row in range(rows.max() + 1):
-            assert (lengths[rows == row].sum(axis=0) <= capacity).all()
-            assert (rows == row).sum() <= records_per_row
-        np.testing.assert_array_equal(pack(lengths.copy(), capacity, records_per_row), rows)
-
-    @pytest.mark.parametrize("seed", range(12))
-    def test_small_batches_take_at_most_one_row_more_than_the_best_packing(self, seed):
-        lengths = speech_lengths(np.random.default_rng(seed), 7)
-        for capacity, records_per_row in ((MAX_TOKENS, 7), (MAX_TOKENS * 2, 3)):
-            num_rows = pack(lengths, capacity, records_per_row).max() + 1
-            assert num_rows <= best_packing(lengths, capacity, records_per_row) + 1
-
-    def test_batches_take_few_rows_more_than_no_packing_could_go_below(self):
-        generator = np.random.default_rng(0)
-        used = fewest = 0
-        for _ in range(100):
-            lengths = speech_lengths(generator, 32)
-            used += pack(lengths, MAX_TOKENS * 2, 8).max() + 1
-            fewest += fewest_rows(lengths, MAX_TOKENS * 2, 8)
-        assert fewest <= used <= 1.06 * fewest
-
-    def test_record_longer_than_a_row_is_refused(self):
-        with pytest.raises(ValueError, match="longer than a row of \\[4\\] tokens"):
-            pack(np.array([[5]]), np.array([4]), 2)
-
-    def test_no_records_need_no_row(self):
-        assert pack(np.zeros((0, 3), np.int64), MAX_TOKENS, 4).shape == (0,)
 
 
 class TestArrange:

@@ -9,42 +9,74 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmei_jax.encoders.audio_buckets import (
+        AudioBatch,
+        BucketedAudio,
+        bucket_by_length,
+        choose_widths,
+        pad_waveforms,
+    )
     from mmei_jax.encoders.audio_cnn import AudioCnn, AudioCnnConfig
     from mmei_jax.encoders.bert import Bert, BertConfig
+    from mmei_jax.encoders.corpus_order import in_corpus_order, states_of_records
     from mmei_jax.encoders.freezing import trainable_parameters
     from mmei_jax.encoders.outputs import EncoderOutputs, first_token, mean_of_tokens
     from mmei_jax.encoders.pretrained import Pretrained, convert, load
     from mmei_jax.encoders.resnet import ResNet, ResNetConfig
     from mmei_jax.encoders.stack import ComputeOptions, stack_layers, unstack_layers
+    from mmei_jax.encoders.text_packing import PackedTexts, TextBatch, pack_texts
     from mmei_jax.encoders.vit import Vit, VitConfig, mean_of_patches
     from mmei_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2Config, check_waveform
 
 __all__ = [
+    "AudioBatch",
     "AudioCnn",
     "AudioCnnConfig",
     "Bert",
     "BertConfig",
+    "BucketedAudio",
     "ComputeOptions",
     "EncoderOutputs",
+    "PackedTexts",
     "Pretrained",
     "ResNet",
     "ResNetConfig",
+    "TextBatch",
     "Vit",
     "VitConfig",
     "Wav2Vec2",
     "Wav2Vec2Config",
+    "bucket_by_length",
     "check_waveform",
+    "choose_widths",
     "convert",
     "first_token",
+    "in_corpus_order",
     "load",
     "mean_of_patches",
     "mean_of_tokens",
+    "pack_texts",
+    "pad_waveforms",
     "stack_layers",
+    "states_of_records",
     "trainable_parameters",
     "unstack_layers",
 ]
 
-_MODULES = ("bert", "outputs", "stack", "vit", "wav2vec2", "resnet", "audio_cnn", "freezing", "pretrained")
+_MODULES = (
+    "bert",
+    "outputs",
+    "stack",
+    "vit",
+    "wav2vec2",
+    "resnet",
+    "audio_cnn",
+    "freezing",
+    "text_packing",
+    "audio_buckets",
+    "corpus_order",
+    "pretrained",
+)
 
 
 def __getattr__(name: str) -> Any:

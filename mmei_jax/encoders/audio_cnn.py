@@ -46,6 +46,11 @@ class AudioCnnConfig:
         if not self.channels or min(self.dim, *self.channels, self.num_mels) < 1:
             raise InputError("dim, channels, num_mels of the Audio-CNN: expected at least 1 of each")
 
+    @property
+    def receptive_field(self) -> int:
+        """Samples of one window of the spectrogram: the shortest audio that gives a token."""
+        return WINDOW_SAMPLES
+
     def num_tokens(self, num_samples: Any) -> Any:
         """Tokens that so many samples give; whole numbers or arrays of them."""
         places = num_spectra(num_samples)
@@ -124,8 +129,9 @@ class AudioCnn(nn.Module):
     ) -> EncoderOutputs:
         """Encodes waveforms of 16,000 samples per second.
 
-        A row of fewer samples than one window of 25 ms has no tokens. A valid sample that is NaN or infinite spoils its
-        own row.
+        A row of fewer samples than one window of 25 ms, 0 included, has no tokens. Samples behind the last window that
+        fits are not read. A valid sample that is NaN or infinite makes the tokens that hear it, and the mean of its
+        row, NaN.
 
         Args:
             samples: ``[rows, samples]`` float32 in [-1, 1]; what stands behind the end may be anything.
