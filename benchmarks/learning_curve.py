@@ -72,12 +72,14 @@ class Curve:
         num_seeds: seeds with training records of their own.
         num_validation: records that choose the checkpoint.
         num_test: records that are tested.
+        is_packed: whether records share rows, as configured; else there is one shape, which compiles sooner.
     """
 
     recipes: dict[int, Recipe]
     num_seeds: int
     num_validation: int
     num_test: int
+    is_packed: bool = True
 
     def split_sizes(self) -> dict[str, int]:
         """Splits of the data set: test, validation, the parts by which each seed's training set grows, and the rest."""
@@ -102,6 +104,9 @@ class Curve:
         config.data.train_splits = self.train_splits(size, seed)
         recipe = self.recipes[size]
         config.model.dropout_rate = recipe.dropout_rate
+        if not self.is_packed:
+            config.data.packing.records_per_row, config.data.packing.num_rows = 1, ()
+            config.data.max_tokens = {name: sizes[-1:] for name, sizes in config.data.max_tokens.items()}
         config.train.num_epochs = recipe.num_epochs
         config.train.evaluate_every_epochs = max(1, recipe.num_epochs // 5)
         return parse(config.to_dict())
@@ -121,7 +126,11 @@ FULL = Curve(
     num_test=20_000,
 )
 QUICK = Curve(
-    {200: Recipe(4, 0.1), 500: Recipe(3, 0.1), 2_000: Recipe(2, 0.1)}, num_seeds=1, num_validation=500, num_test=500
+    {200: Recipe(4, 0.1), 500: Recipe(3, 0.1), 2_000: Recipe(2, 0.1)},
+    num_seeds=1,
+    num_validation=500,
+    num_test=500,
+    is_packed=False,
 )
 
 

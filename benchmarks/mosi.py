@@ -33,8 +33,8 @@ STUDY = fold_study.Study(
         fold_study.ALL_INPUTS: ("vision", "audio", "text"),
     },
     comparisons=((fold_study.ALL_INPUTS, "text"),),
-    peer_name="ridge classifier, scikit-learn, standardised, alpha=100",
-    make_peers=lambda: (RidgeClassifier(alpha=100.0),),
+    peer_name="ridge classifier, scikit-learn, standardised, alpha of 1, 10, 100, 1000 chosen on validation",
+    make_peers=lambda: tuple(RidgeClassifier(alpha=alpha) for alpha in (1.0, 10.0, 100.0, 1000.0)),
 )
 
 

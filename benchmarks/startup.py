@@ -37,37 +37,46 @@ MISS_EVENT, HIT_EVENT = "/jax/compilation_cache/cache_misses", "/jax/compilation
 
 @dataclass(frozen=True)
 class Case:
-    """Where the data is, and where each side notes its starts: a file of JSON lines named after it."""
+    """What is started.
+
+    Attributes:
+        data: the data set.
+        notes: folder in which each side notes its starts: a file of JSON lines named after it.
+        is_quick: whether the model is a smaller one.
+    """
 
     data: Path
     notes: Path
+    is_quick: bool = False
 
 
 def main() -> None:
     """Prints a table, and as the last line its JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="1 round instead of 7: under a minute")
+    parser.add_argument("--quick", action="store_true", help="a smaller model, 1 round, nothing without cache")
     parser.add_argument("--results", help="JSON file to write; none by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        case = Case(Path(folder) / "data", Path(folder))
+        case = Case(Path(folder) / "data", Path(folder), is_quick=options.quick)
         make_data(case.data)
-        timing = rounds.measure_sides(SIDES, case, num_rounds=1 if options.quick else 7, agree=agree)
+        sides = {name: SIDES[name] for name in list(SIDES)[: 2 if options.quick else None]}
+        timing = rounds.measure_sides(sides, case, num_rounds=1 if options.quick else 7, agree=agree)
         # The first start of a side is the one that gave the evidence.
-        phases = {name: median_phases(_read_notes(case, name)[1:]) for name in SIDES}
-        imports = import_seconds()
+        phases = {name: median_phases(_read_notes(case, name)[1:]) for name in sides}
+        imports = {} if options.quick else import_seconds()
     _print_phases(phases)
-    _print_imports(imports)
+    if imports:
+        _print_imports(imports)
     cases = [
         rounds.case_record(
-            "process start to first loss",
+            "process start to first loss" + (", a smaller model (quick)" if options.quick else ""),
             timing,
             peer,
             goal=None,
             our_phases=phases[rounds.OURS],
             peer_phases=phases[peer],
         )
-        for peer in SIDES
+        for peer in sides
         if peer != rounds.OURS
     ]
     versions = rounds.versions("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -84,7 +93,7 @@ def make_data(folder: Path) -> None:
 def warm_cache(case: Case) -> rounds.Ready:
     """Every start after the first one on a machine."""
     cache = tempfile.TemporaryDirectory()
-    start(case.data, {"XDG_CACHE_HOME": cache.name})
+    start(case, {"XDG_CACHE_HOME": cache.name})
     # The finalizer of ``cache`` removes the folder: it must live as long as the side.
     return _ready(case, rounds.OURS, lambda: ({"XDG_CACHE_HOME": cache.name}, None))
 
@@ -107,7 +116,7 @@ def no_cache(case: Case) -> rounds.Ready:
 def _ready(case: Case, side: str, prepare: Callable[[], tuple[dict[str, str], Any]]) -> rounds.Ready:
     def run() -> dict[str, Any]:
         variables, cache = prepare()
-        note = start(case.data, variables)
+        note = start(case, variables)
         if cache is not None:
             cache.cleanup()
         with _notes(case, side).open("a", encoding="utf-8") as file:
@@ -119,11 +128,13 @@ def _ready(case: Case, side: str, prepare: Callable[[], tuple[dict[str, str], An
     return rounds.Ready(lambda: float(run()["total"]), first["loss"], settings)
 
 
-def start(data: Path, variables: Mapping[str, str]) -> dict[str, Any]:
+def start(case: Case, variables: Mapping[str, str]) -> dict[str, Any]:
     """Starts one process of :func:`probe`; its phases in seconds, their sum, the first loss and what the cache did."""
     unset = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
-    command = [sys.executable, "-c", "from benchmarks import startup; startup.probe()", str(data), repr(time.time())]
+    size = "quick" if case.is_quick else "quickstart"
+    program = "from benchmarks import startup; startup.probe()"
+    command = [sys.executable, "-c", program, str(case.data), size, repr(time.time())]
     done = subprocess.run(command, env={**environment, **variables}, stdout=subprocess.PIPE, text=True, check=True)
     note: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**note, "total": sum(note["phases"].values())}
@@ -131,7 +142,7 @@ def start(data: Path, variables: Mapping[str, str]) -> dict[str, Any]:
 
 def probe() -> None:
     """The work of one measured process: starts as ``train.py`` does, makes one update, prints the phases as JSON."""
-    data, begun = sys.argv[1], float(sys.argv[2])
+    data, size, begun = sys.argv[1], sys.argv[2], float(sys.argv[3])
     ends = [begun]
     # All that train.py imports, then what is used here.
     importlib.import_module("mmei_jax.training")
@@ -156,6 +167,8 @@ def probe() -> None:
     compilation_cache.enable()
     values = quickstart.get_config()
     values.data.path = data
+    if size == "quick":
+        values.model.num_layers = 1
     config = parse(values.to_dict())
     ends.append(time.time())
     dataset = Dataset.open(config.data.path)

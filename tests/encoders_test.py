@@ -73,6 +73,7 @@ def test_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
         "81% of the places hold a token",
         "[(49, 16), (1, 16), (16, 16), (51, 16), (15, 16)]",
         "99% of the places hold a sample",
+        "(32, 16)",
     ]
     assert [len(batch.record_index) for batch in names["audio"].batches] == [2, 2, 1]
 
