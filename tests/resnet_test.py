@@ -15,13 +15,15 @@ from mmei_jax.encoders.stack import ComputeOptions
 from mmei_jax.types import InputError
 from tests import hugging_face
 
+# Differently shaped; every variant of the architecture stands alone in one of them.
 SHAPES = {
     "bottleneck": {},
     "basic": dict(layer_type="basic", depths=[2, 1], hidden_sizes=[8, 12]),
     "first_stage_halves": dict(downsample_in_first_stage=True, depths=[1, 1, 1], hidden_sizes=[8, 16, 24]),
     "first_convolution_halves": dict(downsample_in_bottleneck=True, embedding_size=12),
     "no_first_shortcut": dict(layer_type="basic", embedding_size=8, hidden_sizes=[8], depths=[2]),
-    "grey_gelu": dict(num_channels=1, hidden_act="gelu", depths=[1, 1]),
+    "grey": dict(num_channels=1, depths=[1, 1]),
+    "gelu": dict(hidden_act="gelu", hidden_sizes=[8, 20]),
 }
 
 
@@ -50,11 +52,8 @@ def as_tokens(images):
     return images.flatten(2).transpose(1, 2)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_stages_end_and_gradients_equal_hugging_face(name):
-    model = make_reference(name)
-    config, parameters = make_ours(name)
-    pixels = make_pixels(config)
+def differentiate(model, config, parameters, pixels):
+    """Our outputs and the gradients of a loss of all of them; the reference's outputs, its gradients in the model."""
     expected = run_reference(model, pixels)
     generator = np.random.default_rng(1)
     weights = generator.normal(size=as_tokens(expected.last_hidden_state).shape).astype(np.float32)
@@ -67,6 +66,14 @@ def test_stages_end_and_gradients_equal_hugging_face(name):
     (_, outputs), gradients = jax.jit(loss_and_outputs)(parameters)
     model.zero_grad()
     ((as_tokens(expected.last_hidden_state) * torch.tensor(weights)).sum() + expected.pooler_output.sum()).backward()
+    return outputs, gradients, expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_stages_end_and_gradients_equal_hugging_face(name):
+    model = make_reference(name)
+    config, parameters = make_ours(name)
+    outputs, gradients, expected = differentiate(model, config, parameters, make_pixels(config))
     for ours, theirs in zip(outputs.hidden_states, expected.hidden_states, strict=True):
         hugging_face.assert_close(ours, as_tokens(theirs), hugging_face.STAGE_TOLERANCE)
     hugging_face.assert_close(outputs.pooled, expected.pooler_output[..., 0, 0], hugging_face.STAGE_TOLERANCE)
@@ -78,11 +85,8 @@ def test_resnet_50_equals_hugging_face():
     model = hugging_face.randomised(transformers.ResNetModel(transformers.ResNetConfig()))
     converted = hugging_face.converted(model)
     pixels = make_pixels(converted.config, (224, 224), 1)
-    apply = jax.jit(functools.partial(ResNet(converted.config).apply, with_hidden_states=True))
-    outputs = apply({"params": converted.parameters}, pixels)
-    with torch.no_grad():
-        expected = run_reference(model, pixels)
-    stages = [stage.permute(0, 2, 3, 1).numpy() for stage in expected.hidden_states]
+    outputs, gradients, expected = differentiate(model, converted.config, converted.parameters, pixels)
+    stages = [stage.detach().permute(0, 2, 3, 1).numpy() for stage in expected.hidden_states]
     # Tolerances are for outputs of order 1; residual sums grow beyond that.
     scales = [max(1.0, float(stage.std())) for stage in stages]
 
@@ -103,6 +107,7 @@ def test_resnet_50_equals_hugging_face():
         assert_stage(states, index, hugging_face.END_TOLERANCE)
     pooled = expected.pooler_output[..., 0, 0] / scales[-1]
     hugging_face.assert_close(outputs.pooled / scales[-1], pooled, hugging_face.END_TOLERANCE)
+    hugging_face.assert_gradients_agree(gradients, model)
 
 
 def test_image_does_not_depend_on_the_others():
@@ -113,6 +118,20 @@ def test_image_does_not_depend_on_the_others():
     others[0] = pixels[0]
     ours, among_others = (apply({"params": parameters}, images).pooled[0] for images in (pixels, others))
     np.testing.assert_allclose(among_others, ours, rtol=0, atol=1e-5)
+
+
+def test_pixel_that_is_nan_spoils_the_places_that_see_it_and_the_mean():
+    config, parameters = make_ours("basic")
+    pixels = make_pixels(config, (400, 40))
+    pixels[1, 3, 5, 2] = np.nan
+    outputs = jax.jit(ResNet(config).apply)({"params": parameters}, pixels)
+    is_spoilt = np.isnan(outputs.last_hidden_state)
+    expected = as_tokens(run_reference(make_reference("basic"), pixels).last_hidden_state).isnan().numpy()
+    np.testing.assert_array_equal(is_spoilt, expected)
+    assert is_spoilt[1].any()
+    assert not is_spoilt[1].all()
+    assert not is_spoilt[0].any()
+    np.testing.assert_array_equal(np.isnan(outputs.pooled).all(axis=1), [False, True])
 
 
 def test_one_pixel_is_an_image():

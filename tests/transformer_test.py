@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import activations
 
 from mmei_jax.encoders import transformer
 
@@ -195,6 +196,13 @@ def test_gelu_is_the_exact_one():
     np.testing.assert_allclose(gelu, torch.nn.functional.gelu(torch.tensor(x)), atol=1e-6)
     tanh_gelu = torch.nn.functional.gelu(torch.tensor(x), approximate="tanh")
     assert np.abs(gelu - tanh_gelu.numpy()).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", transformer.ACTIVATIONS)
+def test_activation_is_hugging_faces_of_that_name(name):
+    x = np.linspace(-6.0, 6.0, 1001, dtype=np.float32)
+    expected = activations.ACT2FN[name](torch.tensor(x))
+    np.testing.assert_allclose(transformer.ACTIVATIONS[name](jnp.asarray(x)), expected, rtol=0, atol=1e-6)
 
 
 def test_layer_norm_keeps_its_precision_far_from_zero():

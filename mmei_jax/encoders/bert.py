@@ -143,10 +143,16 @@ class Bert(nn.Module):
             token_type_ids: ``[rows, tokens]`` int32; all 0 where not given.
             num_segments: texts per row, at most; ``pooled`` has as many entries per row.
             with_hidden_states: whether the states around each layer are returned too.
+
+        Raises:
+            InputError: rows have no place for a token. (A text without any is an index that ``segment_ids`` lacks; its
+                ``pooled`` is zeros.)
         """
         config = self.config
         dim = config.stack.dim
         segment_ids = jnp.asarray(segment_ids)
+        if segment_ids.shape[1] == 0:
+            raise InputError("rows of 0 tokens: expected at least 1")
         is_valid = segment_ids > 0
         token_ids = jnp.where(is_valid, token_ids, 0)
         token_type_ids = jnp.zeros_like(token_ids) if token_type_ids is None else jnp.where(is_valid, token_type_ids, 0)

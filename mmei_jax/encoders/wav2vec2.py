@@ -11,7 +11,7 @@ Hugging Face's padded numbers instead, at padded frames too.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -173,7 +173,17 @@ def _num_windows(length: Any, kernel: int, stride: int) -> Any:
     return windows * (windows > 0)
 
 
-def check_waveform(samples: Float[np.ndarray, "samples"], sampling_rate: int, config: Wav2Vec2Config) -> None:
+@runtime_checkable
+class ReadsWaveforms(Protocol):
+    """Configuration of an encoder of waveforms: :class:`Wav2Vec2Config` or ``AudioCnnConfig``."""
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples of the shortest audio that gives a token."""
+        ...
+
+
+def check_waveform(samples: Float[np.ndarray, "samples"], sampling_rate: int, config: ReadsWaveforms) -> None:
     """Refuses audio that the encoder cannot or should not read, before it reaches a compiled program.
 
     Args:
@@ -183,7 +193,7 @@ def check_waveform(samples: Float[np.ndarray, "samples"], sampling_rate: int, co
 
     Raises:
         InputError: the sampling rate is not :data:`SAMPLING_RATE`, a sample is NaN or infinite, or the audio is shorter
-            than :attr:`Wav2Vec2Config.receptive_field` or longer than :data:`LONGEST_SECONDS`.
+            than the encoder's ``receptive_field`` or longer than :data:`LONGEST_SECONDS`.
     """
     if sampling_rate != SAMPLING_RATE:
         raise InputError(f"audio of {sampling_rate} samples per second: expected {SAMPLING_RATE}; resample it")
