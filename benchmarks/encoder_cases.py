@@ -138,6 +138,11 @@ QUICK_CASES = (
 )
 
 
+def without_pooler(case: Case) -> dict[str, bool]:
+    """What tells Hugging Face's model to have none: nobody reads it here."""
+    return {} if case.family == "wav2vec2" else {"add_pooling_layer": False}
+
+
 def save_checkpoint(case: Case) -> None:
     """Writes a Hugging Face checkpoint of the base size with random weights, and converts it."""
     import torch
@@ -153,5 +158,6 @@ def save_checkpoint(case: Case) -> None:
         "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
     }
     make_config, make_model = kinds[case.family]
-    make_model(make_config(num_hidden_layers=case.num_layers)).save_pretrained(case.folder)
+    model = make_model(make_config(num_hidden_layers=case.num_layers), **without_pooler(case))
+    model.save_pretrained(case.folder)
     convert(case.folder, case.folder / "ours", compare=False)

@@ -152,6 +152,8 @@ def _torch_side(case: Case, *, is_compiled: bool) -> rounds.Ready:
 
     from benchmarks import torch_mmei
 
+    # What train.py does for us serves the peer too.
+    keep_freed_memory()
     device = "cuda" if case.platform == "gpu" else "cpu"
     config = case.config()
     batches = make_batches(case, make_tasks(case, config))

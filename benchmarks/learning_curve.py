@@ -314,7 +314,7 @@ def draw(
         panel.set_xticks(list(ours), [_size_name(size) for size in ours])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].legend(loc="lower right", fontsize=8)
+    panels[0].legend(loc="center right", fontsize=8)
     figure.suptitle("AIGC-INT-Sim (simulated): learning curve, mean and single seeds", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)

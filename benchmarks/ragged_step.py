@@ -268,6 +268,8 @@ def _torch_side(case: Case, *, is_longest: bool, mode: str | None) -> rounds.Rea
 
     from benchmarks import torch_mmei
 
+    # What train.py does for us serves the peer too.
+    keep_freed_memory()
     config = case.config(is_packed=False, has_dropout=True)
     compared = case.config(is_packed=False, has_dropout=False)
     batches = padded_batches(case, config, is_longest=is_longest)

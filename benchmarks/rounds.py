@@ -207,11 +207,19 @@ class _Worker:
     def __init__(self, name: str, target: str, case: Any, context: Any, environment: Mapping[str, str]):
         self.name = name
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(target, case, theirs, dict(environment)), daemon=False)
+        self._environment = dict(environment)
+        self._process = context.Process(target=_serve, args=(target, case, theirs), daemon=False)
         self._theirs = theirs
 
     def start(self) -> None:
-        self._process.start()
+        # A spawned process imports the main module, and with it jax, before it runs anything of ours.
+        before = dict(os.environ)
+        os.environ.update(self._environment)
+        try:
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         self._theirs.close()
 
     def receive(self) -> Any:
@@ -239,10 +247,9 @@ class _Worker:
             self._process.join()
 
 
-def _serve(target: str, case: Any, connection: Connection, environment: Mapping[str, str]) -> None:
+def _serve(target: str, case: Any, connection: Connection) -> None:
     # A benchmark that is killed must not leave sides at work, which would disturb whatever is measured next.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(environment)
     module, function = target.split(":")
     ready: Ready = getattr(importlib.import_module(module), function)(case)
     connection.send((ready.evidence, dict(ready.settings)))

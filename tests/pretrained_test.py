@@ -97,6 +97,14 @@ def test_certificate_tells_source_architecture_and_differences(tmp_path):
     assert certificate["comparison"]["with"]["torch"] == torch.__version__
 
 
+def test_model_as_wide_as_its_example_is_long_is_compared(tmp_path):
+    """Nothing but the number of axes tells pooled outputs from tokens' states then."""
+    model = hugging_face.randomised(transformers.BertModel(bert_config(max_position_embeddings=32, hidden_size=32)))
+    comparison = pretrained.convert(save(tmp_path / "source", model), tmp_path / "ours")["comparison"]
+    assert comparison["input_shapes"]["token_ids"][1] == 32
+    assert max(comparison["largest_absolute_difference"].values()) <= hugging_face.STAGE_TOLERANCE
+
+
 def test_comparison_finds_a_wrong_weight(tmp_path, monkeypatch):
     source = save(tmp_path / "source", base_model())
     converted = hugging_face.converted(base_model())
@@ -212,6 +220,23 @@ def test_parameters_are_stored_and_loaded_in_the_type_asked_for(tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.parameters)} == {"float32"}
     exact = base_model().pooler.dense.weight.detach()
     np.testing.assert_array_equal(loaded.parameters["pooler"]["kernel"], exact.bfloat16().float().numpy().T)
+
+
+def test_loaded_parameters_lie_on_the_device(tmp_path):
+    pretrained.convert(save(tmp_path / "source", base_model()), tmp_path / "ours", compare=False)
+    for options in (ComputeOptions(), ComputeOptions(scan_layers=True)):
+        loaded = pretrained.load(tmp_path / "ours", options=options)
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.parameters))
+
+
+def test_type_that_cannot_hold_weights_is_refused(tmp_path):
+    pretrained.convert(save(tmp_path / "source", base_model()), tmp_path / "ours", compare=False)
+    with pytest.raises(InputError, match="dtype = 'int8': expected float32"):
+        pretrained.load(tmp_path / "ours", dtype="int8")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    (tmp_path / "ours" / "config.json").write_text(json.dumps({**config, "model_type": "gpt"}))
+    with pytest.raises(InputError, match=r"config\.json: model_type = 'gpt': expected bert"):
+        pretrained.load(tmp_path / "ours")
 
 
 def test_loaded_module_runs_with_its_options(tmp_path):

@@ -184,3 +184,37 @@ def test_old_form_and_damaged_files_are_refused(tmp_path):
         archive.writestr("archive/other", b"")
     with pytest.raises(InputError, match=r"data\.pkl"):
         read_torch_zip(path)
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", ["directory", "local header", "content", "compression method"])
+def test_archive_that_is_damaged_inside_is_told_in_one_line(tmp_path, place):
+    path = tmp_path / "model.bin"
+    forge(path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        entry = next(entry for entry in archive.infolist() if "/data/" in entry.filename)
+    directory = content.index(b"PK\x01\x02")
+    name_size, more_size = struct.unpack("<HH", content[entry.header_offset + 26 : entry.header_offset + 30])
+    position = {
+        "directory": directory,
+        "local header": entry.header_offset,
+        "content": entry.header_offset + 30 + name_size + more_size,
+        "compression method": content.rindex(b"PK\x01\x02") + 10,
+    }[place]
+    flip(path, position)
+    with pytest.raises(InputError, match=r"model\.bin: "):
+        {name: read() for name, read in read_torch_zip(path).items()}
+
+
+def test_program_that_wants_all_memory_is_refused(tmp_path):
+    # LONG4 of two gigabytes that are not there; BINUNICODE8 of more than any machine has.
+    for program in (b"\x80\x02\x8b\xff\xff\xff\x7f.", b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f."):
+        write_archive(tmp_path / "model.bin", program)
+        with pytest.raises(InputError, match="refused to unpickle"):
+            read_torch_zip(tmp_path / "model.bin")

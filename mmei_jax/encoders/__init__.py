@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmei_jax.encoders.outputs import EncoderOutputs, first_token, mean_of_tokens
     from mmei_jax.encoders.pretrained import Pretrained, convert, load
     from mmei_jax.encoders.resnet import ResNet, ResNetConfig
-    from mmei_jax.encoders.stack import ComputeOptions, stack_layers, unstack_layers
+    from mmei_jax.encoders.stack import ComputeOptions, StackConfig, stack_layers, unstack_layers
     from mmei_jax.encoders.text_packing import PackedTexts, TextBatch, pack_texts
     from mmei_jax.encoders.vit import Vit, VitConfig, mean_of_patches
     from mmei_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2Config, check_waveform
@@ -41,6 +41,7 @@ __all__ = [
     "Pretrained",
     "ResNet",
     "ResNetConfig",
+    "StackConfig",
     "TextBatch",
     "Vit",
     "VitConfig",

@@ -151,6 +151,10 @@ class AudioCnn(nn.Module):
             raise InputError(f"rows of {width} samples: one window takes at least {WINDOW_SAMPLES}")
         if self.options.scan_layers:
             raise InputError("scan_layers: the convolutions of an Audio-CNN differ and cannot be scanned")
+        if self.options.remat != "none":
+            raise InputError(
+                f"remat = {self.options.remat!r}: an Audio-CNN has no layers to compute again; expected none"
+            )
         lengths = jnp.full((rows,), width, jnp.int32) if num_samples is None else jnp.asarray(num_samples)
         samples = jnp.where(jnp.arange(width)[None] < lengths[:, None], samples, 0.0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs, first_token, is_token_of_segment
@@ -125,7 +125,7 @@ class Bert(nn.Module):
     def __call__(
         self,
         token_ids: Int[ArrayLike, "rows tokens"],
-        segment_ids: Int[ArrayLike, "rows tokens"],
+        segment_ids: Int[ArrayLike, "rows tokens"] | Bool[ArrayLike, "rows tokens"],
         token_type_ids: Int[ArrayLike, "rows tokens"] | None = None,
         *,
         num_segments: int = 1,
@@ -150,7 +150,8 @@ class Bert(nn.Module):
         """
         config = self.config
         dim = config.stack.dim
-        segment_ids = jnp.asarray(segment_ids)
+        # A tokenizer's mask may be of bools.
+        segment_ids = jnp.asarray(segment_ids, jnp.int32)
         if segment_ids.shape[1] == 0:
             raise InputError("rows of 0 tokens: expected at least 1")
         is_valid = segment_ids > 0
@@ -164,7 +165,8 @@ class Bert(nn.Module):
             )
         )
         states = LayerNorm(epsilon=config.stack.layer_norm_epsilon, name="embedding_norm")(states)
-        all_states = Stack(config.stack, self.options, name="encoder")(states, attendable(segment_ids, segment_ids))
+        stack = Stack(config.stack, self.options, name="encoder")
+        all_states = stack(states, attendable(segment_ids, segment_ids), keeps_all=with_hidden_states)
         all_states = tuple(jnp.where(is_valid[..., None], states, 0.0) for states in all_states)
 
         pooled = None

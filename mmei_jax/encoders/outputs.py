@@ -35,21 +35,24 @@ class EncoderOutputs:
 
 
 def is_token_of_segment(
-    segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int
+    segment_ids: Int[ArrayLike, "rows tokens"] | Bool[ArrayLike, "rows tokens"], num_segments: int
 ) -> Bool[Array, "rows segments tokens"]:
     """Which tokens belong to each of a row's segments ``1 .. num_segments``."""
-    segment_ids = jnp.asarray(segment_ids)
-    return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
+    segment_ids = jnp.asarray(segment_ids, jnp.int32)
+    return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]
 
 
 def first_token(
-    states: Float[ArrayLike, "rows tokens dim"], segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int = 1
+    states: Float[ArrayLike, "rows tokens dim"],
+    segment_ids: Int[ArrayLike, "rows tokens"] | Bool[ArrayLike, "rows tokens"],
+    num_segments: int = 1,
 ) -> Float[Array, "batch dim"]:
     """The state of each record's first token (BERT's and ViT's ``[CLS]``).
 
     Args:
         states: ``[rows, tokens, dim]``.
-        segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` the row's ``s``-th record.
+        segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` the row's ``s``-th record. For one record per
+            row, a mask of bools says the same.
         num_segments: records per row, at most.
 
     Returns:
@@ -62,13 +65,16 @@ def first_token(
 
 
 def mean_of_tokens(
-    states: Float[ArrayLike, "rows tokens dim"], segment_ids: Int[ArrayLike, "rows tokens"], num_segments: int = 1
+    states: Float[ArrayLike, "rows tokens dim"],
+    segment_ids: Int[ArrayLike, "rows tokens"] | Bool[ArrayLike, "rows tokens"],
+    num_segments: int = 1,
 ) -> Float[Array, "batch dim"]:
     """The mean state over each record's tokens; padding takes no part.
 
     Args:
         states: ``[rows, tokens, dim]``, finite where padding.
-        segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` the row's ``s``-th record.
+        segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` the row's ``s``-th record. For one record per
+            row, a mask of bools says the same.
         num_segments: records per row, at most.
 
     Returns:

@@ -117,16 +117,24 @@ def load(
     Args:
         folder: the folder.
         options: how the encoder is computed; with ``scan_layers`` the parameters are stacked accordingly.
-        dtype: type of the parameters; as they are stored if not given.
+        dtype: type of the parameters, one of :data:`DTYPES`; as they are stored if not given.
+
+    Returns:
+        The encoder, its parameters on JAX's default device.
 
     Raises:
-        InputError: the folder is not such a one, or was changed.
+        InputError: the folder is not such a one, its files do not fit each other, or there is no such type.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype = {dtype!r}: expected {', '.join(DTYPES)}")
     folder = Path(folder)
     options = options or ComputeOptions()
     config = _read_config(folder)
     certificate = read_json(folder / CERTIFICATE_NAME)
-    family = FAMILIES[config["model_type"]]
+    model_type = str(config.get("model_type"))
+    if model_type not in FAMILIES:
+        raise InputError(f"{folder / CONFIG_NAME}: model_type = {model_type!r}: expected {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
     has_pooler = {"has_pooler": certificate["architecture"]["has_pooler"]} if family.pooler else {}
     ours = family.read_config(ConfigReader(config, family.model_type), **has_pooler)
     try:
@@ -140,7 +148,8 @@ def load(
         raise InputError(f"{folder / PARAMETERS_NAME}: does not fit {CONFIG_NAME}: {', '.join(wrong)}")
     if dtype is not None:
         flat = {name: array.astype(dtype) for name, array in flat.items()}
-    parameters = unflatten(flat)
+    # Arrays on the host would be copied to the device at every call.
+    parameters = jax.device_put(unflatten(flat))
     if options.scan_layers:
         parameters = stack_layers(parameters)
     return Pretrained(family.make_module(ours, options), parameters, ours, certificate)

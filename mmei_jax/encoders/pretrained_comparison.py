@@ -34,7 +34,7 @@ def largest_differences(converted: Converted, folder: Path) -> dict[str, Any]:
     differences = {}
     for name, expected in theirs.items():
         difference = np.abs(np.asarray(stages[name]) - expected)
-        if difference.shape[:2] == is_valid.shape[:2]:
+        if difference.ndim == is_valid.ndim:
             difference = np.where(is_valid, difference, 0.0)
         differences[name] = float(difference.max())
     return {

@@ -129,6 +129,7 @@ def _fill(
                 f"{name} {list(array.shape)}" for name, array in zip(weight.names, arrays, strict=True)
             )
             problems.append(f"{theirs} gives {ours} {list(array.shape)}, expected {list(shapes[ours])}")
+            continue
         parameters[ours] = np.ascontiguousarray(array, dtype=jnp.dtype(dtype))
     if problems:
         raise InputError(f"the weights do not fit config.json: {'; '.join(problems)}")

@@ -206,6 +206,8 @@ class ResNet(nn.Module):
             raise InputError(f"image of {pixels.shape[1]} x {pixels.shape[2]} pixels: expected at least 1 x 1")
         if self.options.scan_layers:
             raise InputError("scan_layers: the blocks of a ResNet differ from each other and cannot be scanned")
+        if self.options.remat == "products":
+            raise InputError("remat = 'products': a ResNet has convolutions instead; expected none or layer")
         x = _convolve_and_normalise("stem", pixels, config.stem_dim, 7, 2, compute_dtype)
         x = ACTIVATIONS[config.activation](x)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # type: ignore[no-untyped-call]

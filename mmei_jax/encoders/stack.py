@@ -88,16 +88,18 @@ class Layer(nn.Module):
     Attributes:
         config: shape of the layer.
         compute_dtype: type in which matrix products read their operands.
+        is_kept: whether ``nn.scan`` stacks the states of every layer.
     """
 
     config: StackConfig
     compute_dtype: str
+    is_kept: bool
 
     @nn.compact
     def __call__(
         self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"] | None
-    ) -> tuple[Float[Array, "rows tokens dim"], Float[Array, "rows tokens dim"]]:
-        """The states after the layer, twice: ``nn.scan`` carries the first on and stacks the second."""
+    ) -> tuple[Float[Array, "rows tokens dim"], Float[Array, "rows tokens dim"] | None]:
+        """The states after the layer: ``nn.scan`` carries the first on and stacks the second, if there is one."""
         config = self.config
         layer = EncoderLayer(
             num_heads=config.num_heads,
@@ -111,7 +113,7 @@ class Layer(nn.Module):
         )
         nn.share_scope(self, layer)
         states = layer(states, is_attendable, is_training=False)
-        return states, states
+        return states, states if self.is_kept else None
 
 
 class Stack(nn.Module):
@@ -127,9 +129,13 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, states: Float[Array, "rows tokens dim"], is_attendable: Bool[Array, "rows tokens tokens"] | None
+        self,
+        states: Float[Array, "rows tokens dim"],
+        is_attendable: Bool[Array, "rows tokens tokens"] | None,
+        *,
+        keeps_all: bool,
     ) -> tuple[Float[Array, "rows tokens dim"], ...]:
-        """``num_layers + 1`` states: the given ones, and those after each layer."""
+        """The states after the last layer, alone or, kept all, behind the given ones and those after each layer."""
         layer: Any = Layer
         if self.options.remat != "none":
             layer = nn.remat(Layer, policy=REMAT_POLICIES[self.options.remat], prevent_cse=not self.options.scan_layers)
@@ -142,13 +148,15 @@ class Stack(nn.Module):
                 length=self.config.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            _, after = scanned(self.config, self.options.compute_dtype, name="layers")(states, is_attendable)
-            return (states, *after)
+            layers = scanned(self.config, self.options.compute_dtype, keeps_all, name="layers")
+            last, after = layers(states, is_attendable)
+            return (states, *after) if keeps_all else (last,)
         collected = [states]
         for index in range(self.config.num_layers):
-            states, _ = layer(self.config, self.options.compute_dtype, name=f"layer_{index}")(states, is_attendable)
+            named = layer(self.config, self.options.compute_dtype, keeps_all, name=f"layer_{index}")
+            states, _ = named(states, is_attendable)
             collected.append(states)
-        return tuple(collected)
+        return tuple(collected) if keeps_all else (states,)
 
 
 def stack_layers(parameters: Mapping[str, Any]) -> dict[str, Any]:

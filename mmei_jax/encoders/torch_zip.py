@@ -7,6 +7,7 @@ themselves are separate files of the archive, which no program touches.
 
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,9 @@ _STORAGE_DTYPES: Mapping[str, np.dtype] = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+
+# What reading a damaged archive raises; torch neither compresses nor encrypts.
+_DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError)
 
 
 # The classes below have neither a __dict__ nor attributes that can be set: no program can change them afterwards.
@@ -106,6 +110,20 @@ def read_torch_zip(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     """
     if not zipfile.is_zipfile(path):
         raise InputError(f"{path}: not in torch's zip form (torch 1.6 and later); convert it to safetensors")
+    try:
+        state, folder = _read_program(path)
+    except _DAMAGES as error:
+        raise InputError(f"{path}: damaged: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{path}: expected a state dict, tensors by name")
+    wrong = sorted(name for name, tensor in state.items() if not _is_sound(tensor))
+    if wrong:
+        raise InputError(f"{path}: no tensors, or such as reach beyond their storage: {', '.join(wrong)}")
+    return {name: _reader(path, folder, tensor) for name, tensor in state.items()}
+
+
+def _read_program(path: Path) -> tuple[Any, str]:
+    """What the archive's pickle makes, and the folder in which the archive has it."""
     with zipfile.ZipFile(path) as archive:
         programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(programs) != 1:
@@ -126,14 +144,10 @@ def read_torch_zip(path: Path) -> dict[str, Callable[[], np.ndarray]]:
                 ValueError,
                 AttributeError,
                 OverflowError,
+                MemoryError,
             ) as error:
                 raise InputError(f"{path}: refused to unpickle: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f"{path}: expected a state dict, tensors by name")
-    wrong = sorted(name for name, tensor in state.items() if not _is_sound(tensor))
-    if wrong:
-        raise InputError(f"{path}: no tensors, or such as reach beyond their storage: {', '.join(wrong)}")
-    return {name: _reader(path, folder, tensor) for name, tensor in state.items()}
+    return state, folder
 
 
 def _is_sound(tensor: Any) -> bool:
@@ -158,8 +172,8 @@ def _reader(path: Path, folder: str, tensor: _Tensor) -> Callable[[], np.ndarray
                 if archive.getinfo(name).file_size != storage.num_values * storage.dtype.itemsize:
                     raise InputError(f"{path}: {name} is not of the size that its tensors say")
                 raw = archive.read(name)
-            except (KeyError, zipfile.BadZipFile) as error:
-                raise InputError(f"{path}: {error}") from error
+            except (KeyError, *_DAMAGES) as error:
+                raise InputError(f"{path}: {name}: {error}") from error
         values = np.frombuffer(raw, storage.dtype)
         if 0 in tensor.shape:
             return np.zeros(tensor.shape, storage.dtype)

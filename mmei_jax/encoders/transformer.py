@@ -86,7 +86,7 @@ def attend(
     Departs from Eq. 2 where a query has nothing to attend to: its output is exactly zero and no gradient passes, where
     the formula gives NaN, and ``jax.nn.dot_product_attention`` the mean of the masked values.
 
-    On CUDA, 16-bit operands go through cuDNN's fused attention where it takes their shape (:func:`is_fusible`), whose
+    On CUDA, 16-bit operands go through cuDNN's fused attention where it takes their heads (:func:`is_fusible`), whose
     weights are never stored. Everything else is plain XLA: there the sum of the exponentials divides *after* the
     product with the values, which is up to four times faster on CPUs.
 
@@ -104,7 +104,7 @@ def attend(
         Vaswani et al., "Attention Is All You Need", 2017, Eq. 1.
     """
     query, key, value = (array.astype(compute_dtype) for array in (query * query.shape[-1] ** -0.5, key, value))
-    if jax.default_backend() == "gpu" and is_fusible(query, key, is_masked=is_attendable is not None):
+    if has_fused_attention() and is_fusible(query):
         # The platform is known when the program is lowered: the same trace may be exported for another one.
         mixed = lax.platform_dependent(query, key, value, is_attendable, cuda=_attend_fused, default=_attend_plain)
     else:
@@ -115,22 +115,35 @@ def attend(
     return jnp.where(is_attendable.any(axis=-1)[:, :, None, None], mixed, 0.0)
 
 
-def is_fusible(
-    query: Float[Array, "rows queries heads dim"], key: Float[Array, "rows keys heads dim"], *, is_masked: bool
-) -> bool:
-    """Whether cuDNN's fused attention, forward and backward, takes operands of these shapes and types.
+def has_fused_attention() -> bool:
+    """Whether programs are traced where cuDNN's fused attention is: beside a CUDA device of Ampere or later."""
+    device: Any = jax.devices()[0]
+    is_cuda = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return is_cuda and float(device.compute_capability) >= 8.0
 
-    It wants 16 bits, at most 128 features of a head in multiples of 8, and, beside a mask, even lengths.
+
+def is_fusible(query: Float[Array, "rows queries heads dim"]) -> bool:
+    """Whether cuDNN's fused attention, forward and backward, takes such heads.
+
+    It wants 16 bits, and at most 128 features of a head in multiples of 8.
     """
-    (_, num_queries, _, dim), num_keys = query.shape, key.shape[1]
-    has_room = not is_masked or (num_queries % 2 == 0 and num_keys % 2 == 0)
-    return query.dtype.itemsize == 2 and dim <= 128 and dim % 8 == 0 and has_room
+    dim = query.shape[-1]
+    return query.dtype.itemsize == 2 and dim <= 128 and dim % 8 == 0
 
 
 def _attend_fused(query: Array, key: Array, value: Array, is_attendable: Array | None) -> Array:
-    mask = None if is_attendable is None else is_attendable[:, None]
-    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, scale=1.0, implementation="cudnn")
-    return mixed.astype(jnp.float32)
+    rows, num_queries, num_keys = *query.shape[:2], key.shape[1]
+    # Its gradient is for even lengths only (and jax refuses odd ones): one place more, which nothing attends to.
+    more_queries, more_keys = (0, num_queries % 2), (0, num_keys % 2)
+    options: dict[str, Any] = {}
+    if is_attendable is not None:
+        options["mask"] = jnp.pad(is_attendable, ((0, 0), more_queries, more_keys))[:, None]
+    elif num_keys % 2:
+        options["key_value_seq_lengths"] = jnp.full((rows,), num_keys, jnp.int32)
+    query = jnp.pad(query, ((0, 0), more_queries, (0, 0), (0, 0)))
+    key, value = (jnp.pad(array, ((0, 0), more_keys, (0, 0), (0, 0))) for array in (key, value))
+    mixed = jax.nn.dot_product_attention(query, key, value, scale=1.0, implementation="cudnn", **options)
+    return mixed[:, :num_queries].astype(jnp.float32)
 
 
 def _attend_plain(query: Array, key: Array, value: Array, is_attendable: Array | None) -> Array:

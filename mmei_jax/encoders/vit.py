@@ -201,7 +201,7 @@ class Vit(nn.Module):
             axis=1,
         )
         num_tokens = states.shape[1]
-        all_states = Stack(config.stack, options, name="encoder")(states, None)
+        all_states = Stack(config.stack, options, name="encoder")(states, None, keeps_all=with_hidden_states)
         last = LayerNorm(epsilon=config.stack.layer_norm_epsilon, name="last_norm")(all_states[-1])
         pooled = None
         if config.has_pooler:

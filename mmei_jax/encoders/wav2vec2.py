@@ -303,7 +303,9 @@ class Wav2Vec2(nn.Module):
         segment_ids = is_valid.astype(jnp.int32)
         # There, padding attends to what is valid.
         query_ids = segment_ids if is_exact else jnp.ones_like(segment_ids)
-        all_states = Stack(config.stack, self.options, name="encoder")(states, attendable(query_ids, segment_ids))
+        is_attendable = None if num_samples is None else attendable(query_ids, segment_ids)
+        stack = Stack(config.stack, self.options, name="encoder")
+        all_states = stack(states, is_attendable, keeps_all=with_hidden_states)
         last = self._encoder_norm()(all_states[-1]) if config.stack.norm_comes_first else all_states[-1]
         if is_exact:
             all_states = tuple(jnp.where(is_valid[..., None], states, 0.0) for states in all_states)
