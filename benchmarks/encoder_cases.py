@@ -127,7 +127,7 @@ QUICK_CASES = (
     Case(
         "cpu, BERT of 1 layer, texts of utterances",
         "bert",
-        ((PADDED, 2.7), (SORTED, 1.25)),
+        ((PADDED, 2.7),),
         128,
         64,
         (32,),

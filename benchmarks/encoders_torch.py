@@ -72,12 +72,15 @@ def _load(case: Case) -> Any:
 
 def _build(case: Case, setting: Setting) -> Any:
     """The model as the setting says; compiled ones forget what was compiled for another setting."""
-    torch._dynamo.reset()
-    torch._inductor.config.freezing = setting.is_frozen
     model = _load(case)
     if setting.mode is None:
         return model
-    return torch.compile(model, mode=setting.mode, fullgraph=not setting.is_dynamic, dynamic=setting.is_dynamic)
+    torch.compiler.reset()
+    options: dict[str, Any] = {"fullgraph": not setting.is_dynamic, "dynamic": setting.is_dynamic}
+    if setting.is_frozen:
+        # torch takes a mode or options; the default mode is one without options.
+        return torch.compile(model, options={"freezing": True}, **options)
+    return torch.compile(model, mode=setting.mode, **options)
 
 
 def _dense_side(case: Case, settings: list[Setting]) -> rounds.Ready:

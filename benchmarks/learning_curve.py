@@ -126,7 +126,7 @@ FULL = Curve(
     num_test=20_000,
 )
 QUICK = Curve(
-    {200: Recipe(4, 0.1), 500: Recipe(3, 0.1), 2_000: Recipe(2, 0.1)},
+    {200: Recipe(2, 0.1), 1_000: Recipe(2, 0.1)},
     num_seeds=1,
     num_validation=500,
     num_test=500,
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--num_seeds", type=int, default=FULL.num_seeds, help="at most, and by default, %(default)s")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
     parser.add_argument("--picture", help="PNG file for the curve")
-    parser.add_argument("--quick", action="store_true", help="one seed, three small sizes, in WORKDIR/quick")
+    parser.add_argument("--quick", action="store_true", help="one seed, two small sizes, in WORKDIR/quick")
     options = parser.parse_args()
     curve = QUICK if options.quick else FULL
     workdir = Path(options.workdir) / ("quick" if options.quick else "")

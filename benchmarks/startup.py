@@ -169,6 +169,7 @@ def probe() -> None:
     values.data.path = data
     if size == "quick":
         values.model.num_layers = 1
+        values.loss.intent = values.loss.ranking = "none"
     config = parse(values.to_dict())
     ends.append(time.time())
     dataset = Dataset.open(config.data.path)

@@ -1,0 +1,13 @@
+"""The benchmark of matrix products multiplies the same matrices on both sides."""
+
+from benchmarks import products, rounds
+
+
+def test_sides_multiply_the_same_matrices():
+    shape = (6, 5, 4)
+    ours, theirs = products.xla_side(shape), products.torch_side(shape)
+    assert ours.evidence.shape == (6, 4)
+    assert rounds.differ_by(ours.evidence, theirs.evidence, relative=1e-5) == ""
+    assert rounds.differ_by(ours.evidence, -theirs.evidence, relative=1e-5) != ""
+    assert ours.measure() > 0.0
+    assert theirs.measure() > 0.0
