@@ -200,5 +200,7 @@ def test_what_does_not_fit_is_refused():
         AudioCnn(CONFIG).apply({"params": {}}, np.zeros((1, 399), np.float32))
     with pytest.raises(InputError, match="scan_layers"):
         AudioCnn(CONFIG, ComputeOptions(scan_layers=True)).apply({"params": {}}, np.zeros((1, 400), np.float32))
+    with pytest.raises(InputError, match=r"remat = 'layer': .* expected none"):
+        AudioCnn(CONFIG, ComputeOptions(remat="layer")).apply({"params": {}}, np.zeros((1, 400), np.float32))
     with pytest.raises(InputError, match="channels"):
         AudioCnnConfig(channels=())

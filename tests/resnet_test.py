@@ -191,6 +191,7 @@ def test_configuration_that_is_not_implemented_is_refused_by_name(change, messag
         ((1, 3, 24, 24), ComputeOptions(), "24 channels, which come last"),
         ((1, 0, 24, 3), ComputeOptions(), "0 x 24 pixels"),
         ((1, 24, 24, 3), ComputeOptions(scan_layers=True), "scan_layers"),
+        ((1, 24, 24, 3), ComputeOptions(remat="products"), "remat = 'products': .* expected none or layer"),
     ],
 )
 def test_what_does_not_fit_is_refused(shape, options, message):
