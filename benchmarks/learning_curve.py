@@ -72,7 +72,8 @@ class Curve:
         num_seeds: seeds with training records of their own.
         num_validation: records that choose the checkpoint.
         num_test: records that are tested.
-        is_packed: whether records share rows, as configured; else there is one shape, which compiles sooner.
+        is_packed: whether records share rows, as configured; else there is one shape, and at a constant rate one
+            program for all sizes, which compiles sooner.
     """
 
     recipes: dict[int, Recipe]
@@ -106,6 +107,7 @@ class Curve:
         config.model.dropout_rate = recipe.dropout_rate
         if not self.is_packed:
             config.data.packing.records_per_row, config.data.packing.num_rows = 1, ()
+            config.optimizer.schedule = "constant"
             config.data.max_tokens = {name: sizes[-1:] for name, sizes in config.data.max_tokens.items()}
         config.train.num_epochs = recipe.num_epochs
         config.train.evaluate_every_epochs = max(1, recipe.num_epochs // 5)
