@@ -1,6 +1,6 @@
 """How fast does XLA multiply matrices of a Transformer's shapes on this machine, beside torch?
 
-    python -m benchmarks.products [--quick] [--results=benchmarks/results/DATE_products.json]
+    python -m benchmarks.matrix_products [--quick] [--results=benchmarks/results/DATE_matrix_products.json]
 
 Everything else in this folder that compares with torch on a CPU lies under this: most of an encoder's or an update's
 time is matrix products, and no code of ours is in them. float32, one product of random matrices at a time, the best of
@@ -26,7 +26,7 @@ SHAPES = (
     (3136, 256, 1024),
 )
 TORCH = "torch"
-SIDES = {rounds.OURS: "benchmarks.products:xla_side", TORCH: "benchmarks.products:torch_side"}
+SIDES = {rounds.OURS: "benchmarks.matrix_products:xla_side", TORCH: "benchmarks.matrix_products:torch_side"}
 
 
 def xla_side(shape: tuple[int, int, int]) -> rounds.Ready:
@@ -92,7 +92,7 @@ def main() -> None:
         }
         cases.append(rounds.case_record(f"{rows} x {shared} x {columns}", timing, TORCH, goal=None, **rates))
         print(f"{rows} x {shared} x {columns}: {rates}", flush=True)
-    rounds.print_summary("products", cases, options.results, versions=rounds.versions("jax", "jaxlib", "torch"))
+    rounds.print_summary("matrix_products", cases, options.results, versions=rounds.versions("jax", "jaxlib", "torch"))
 
 
 if __name__ == "__main__":
