@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import absent_modules
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mmei_jax"
 
@@ -95,6 +97,13 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.import_features",
             "extraction.feature_sources",
             "extraction.label_columns",
+            "extraction.class_weights",
+            "extraction.clips",
+            "extraction.clip_builder",
+            "extraction.conversation_context",
+            "extraction.dataset_builders",
+            "extraction.published_facts",
+            "extraction.utterance_lists",
             "extraction.splitting",
         ),
     ),
@@ -109,10 +118,13 @@ GROUP_OF = {name: group for groups in LEVELS for group in groups for name in gro
 
 # Folders beside the package: a wheel has none of them.
 OUTSIDE_WHEEL = {"benchmarks", "configs", "data", "eval", "tests", "train"}
-FOREIGN_FRAMEWORKS = {"keras", "tensorflow", "tensorflow_datasets", "tensorflow_probability", "torch", "torchvision"}
+FOREIGN_FRAMEWORKS = {"keras", "tensorflow", "tensorflow_probability", "torch", "torchvision"}
+# Works without TensorFlow as these two modules use it, and is seen by no other.
+DATASETS_LIBRARY = "tensorflow_datasets"
+DATASETS_MODULES = {"extraction.clip_builder", "extraction.dataset_builders"}
 PICKLING = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-# Subclasses the unpickler so that it finds nothing but what it lists; tests/torch_zip_test.py attacks it.
-RESTRICTED_UNPICKLER = PACKAGE / "encoders" / "torch_zip.py"
+# Subclass the unpickler so that it finds nothing but what they list; tests of the same names attack them.
+RESTRICTED_UNPICKLERS = {PACKAGE / "encoders" / "torch_zip.py", PACKAGE / "extraction" / "feature_pickles.py"}
 # What a model must not see: configuration files, flags, files, optimizers.
 UNSEEN_BY_MODELS = {
     "absl",
@@ -215,13 +227,18 @@ def test_imports_have_no_circles():
 @pytest.mark.parametrize("path", RUN_TIME_FILES, ids=_name)
 def test_file_uses_neither_foreign_frameworks_nor_pickle(path):
     roots = _import_roots(path)
-    allowed = {"pickle"} if path == RESTRICTED_UNPICKLER else set()
+    allowed = {"pickle"} if path in RESTRICTED_UNPICKLERS else set()
     assert not (FOREIGN_FRAMEWORKS | PICKLING) & set(roots) - allowed
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Attribute) and node.attr in ("load", "loads") and isinstance(node.value, ast.Name):
             assert node.value.id not in PICKLING, f"line {node.lineno}: {ast.unparse(node)}"
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert ast.unparse(node.value) == "False", f"line {node.value.lineno}"
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - DATASETS_MODULES))
+def test_only_dataset_builders_use_the_datasets_library(name):
+    assert DATASETS_LIBRARY not in _import_roots(MODULES[name])
 
 
 @pytest.mark.parametrize("path", sorted(MODULES.values()), ids=_name)
@@ -318,11 +335,9 @@ def test_package_imports_declared_dependencies_only():
 
 
 def test_package_works_where_neither_torch_nor_tensorflow_is_installed():
-    # Some dependencies import torch where they find it, so what is loaded says little. None in sys.modules makes an
-    # import fail, as it does where the module is not installed.
-    program = (
-        "import importlib, sys\n"
-        f"sys.modules.update(dict.fromkeys({sorted(FOREIGN_FRAMEWORKS)!r}))\n"
+    # Some dependencies import torch where they find it, so what is loaded says little: here it is not to be found.
+    program = absent_modules.hide(FOREIGN_FRAMEWORKS) + (
+        "import importlib\n"
         f"for name in {sorted(MODULES)!r}: importlib.import_module('mmei_jax.' + name)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

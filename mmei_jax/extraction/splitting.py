@@ -45,6 +45,29 @@ def split_into_folds(groups: Shaped[np.ndarray, "records"], num_folds: int, seed
     return _deal(groups, names, np.full(num_folds, len(groups) / num_folds), seed)
 
 
+def split_like(
+    groups: Shaped[np.ndarray, "records"], splits: Shaped[np.ndarray, "records"], seed: int
+) -> Shaped[np.ndarray, "records"]:
+    """Deals whole groups to the splits that the records have now, so that each comes close to its present size.
+
+    For an episode-disjoint or speaker-disjoint split beside an official one that divides episodes or speakers.
+
+    Args:
+        groups: ``[records]`` strings.
+        splits: ``[records]`` present split names.
+        seed: of the order in which groups of equal size are dealt.
+
+    Returns:
+        ``[records]`` split names; records of one group have the same.
+
+    Raises:
+        InputError: there are fewer groups than splits, or a split would be empty.
+    """
+    names, counts = np.unique(splits, return_counts=True)
+    shares = {str(name): int(count) / len(splits) for name, count in zip(names, counts, strict=True)}
+    return split_by_fractions(groups, shares, seed)
+
+
 def check_groups_undivided(groups: Shaped[np.ndarray, "records"], splits: Shaped[np.ndarray, "records"]) -> None:
     """Raises InputError if records of one group are in two splits."""
     pairs = sorted(set(zip(groups.tolist(), splits.tolist(), strict=True)))

@@ -1,0 +1,45 @@
+"""MELD as clips: official or episode-disjoint splits, with or without media, with or without context."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from mmei_jax.extraction.clip_builder import BuilderOption, ClipBuilder
+from mmei_jax.extraction.clips import Clip
+from mmei_jax.extraction.published_facts import FILE_NAME, read_published
+from mmei_jax.extraction.splitting import split_like
+from mmei_jax.extraction.utterance_lists import MELD_SPLITS, label_clips, read_meld
+
+# Of the episode-disjoint split; the card gives the sizes that come of it.
+_SEED = 0
+
+
+class Meld(ClipBuilder):
+    """MELD's utterances; published.json has the label order, the card everything else."""
+
+    OPTIONS: ClassVar = {
+        "folder": BuilderOption("folder with train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv"),
+        "clips_folder": BuilderOption("folder laid out as MELD.Raw (train_splits, ...); empty: text alone", ""),
+        "splits": BuilderOption("official, or whole episodes in one split", "official", ("official", "episode")),
+    }
+    labels = read_published(Path(__file__).with_name(FILE_NAME)).labels
+
+    @classmethod
+    def list_files(cls, options: Mapping[str, str]) -> list[Path]:
+        """The three CSVs."""
+        return [Path(options["folder"]) / file_name for _, file_name, _ in MELD_SPLITS]
+
+    @classmethod
+    def read_clips(cls, options: Mapping[str, str]) -> Iterable[Clip]:
+        """All utterances, bad clips among them, in the order of the files; see :class:`ClipBuilder`."""
+        clips_folder = options["clips_folder"]
+        utterances = read_meld(Path(options["folder"]), Path(clips_folder) if clips_folder else None)
+        clips = label_clips(utterances, cls.labels)
+        if options["splits"] == "official":
+            return clips
+        episodes = np.array([utterance.episode for utterance in utterances])
+        splits = split_like(episodes, np.array([clip.split for clip in clips]), _SEED)
+        return [replace(clip, split=str(split)) for clip, split in zip(clips, splits, strict=True)]
