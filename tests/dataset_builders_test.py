@@ -222,6 +222,22 @@ def test_meld_context_comes_from_the_same_dialogue(tmp_path):
     assert found[4].text == f"{first['Speaker'].upper()}: {first['Utterance']}"
 
 
+def test_mintrec_is_built_with_its_intents_in_the_documented_order(tmp_path):
+    for split, intent in (("train", "Ask for help"), ("dev", "Praise")):
+        lines = ["season\tepisode\tclip\ttext\tlabel", f'S05\tE16\t329\tsay "it"\t{intent}']
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    builder = open_builder(ROOT / "data" / "mintrec", {"folder": str(tmp_path)}, tmp_path / "built")
+    assert split_names(builder) == ("dev", "train")
+    (clip,) = builder_clips(builder, "train")
+    assert (clip.id, clip.text, clip.labels) == ("S05_E16_329", 'say "it"', {"intent": 19})
+    (utterance,) = dataset_builders.builder_utterances(builder, "dev")
+    assert (utterance.clip.labels, utterance.labels, utterance.episode) == (
+        {"intent": 1},
+        {"intent": "Praise"},
+        "S05E16",
+    )
+
+
 @pytest.mark.skipif(not REAL_MELD.is_dir(), reason="MELD's CSVs are not in shared/data beside the checkout")
 def test_real_meld_split_by_episode_has_nearly_the_official_sizes():
     builder_class = dataset_builders._load_class(MELD / "meld_dataset_builder.py")

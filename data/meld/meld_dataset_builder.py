@@ -43,3 +43,9 @@ class Meld(ClipBuilder):
         episodes = np.array([utterance.episode for utterance in utterances])
         splits = split_like(episodes, np.array([clip.split for clip in clips]), _SEED)
         return [replace(clip, split=str(split)) for clip, split in zip(clips, splits, strict=True)]
+
+    @classmethod
+    def read_episodes(cls, options: Mapping[str, str]) -> Mapping[str, str]:
+        """Season and episode."""
+        utterances = read_meld(Path(options["folder"]))
+        return {item.clip.id: item.episode for item in utterances if item.episode is not None}

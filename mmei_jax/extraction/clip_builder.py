@@ -79,8 +79,13 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder):
     def read_clips(cls, options: Mapping[str, str]) -> Iterable[Clip]:
         """All clips, always in the same order; InputError where the lists are wrong."""
 
+    @classmethod
+    def read_episodes(cls, options: Mapping[str, str]) -> Mapping[str, str]:
+        """By clip id, the episode, video or whatever else clips share that a split should not divide; {} for none."""
+        return {}
+
     def _info(self) -> tfds.core.DatasetInfo:
-        features: dict[str, Any] = {name: tfds.features.Text() for name in (*_TEXTS, *_TIMES, "optional")}
+        features: dict[str, Any] = {name: tfds.features.Text() for name in (*_TEXTS, *_TIMES, "optional", "episode")}
         features["turn"] = np.int32
         features["labels"] = {name: _label_feature(spec) for name, spec in self.labels.items()}
         return tfds.core.DatasetInfo(
@@ -101,11 +106,14 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder):
             if len(set(ids)) < len(ids):
                 twice = next(name for position, name in enumerate(ids) if name in ids[:position])
                 raise InputError(f"clip {twice!r}: occurs twice in split {split!r}; ids must be unique")
-        return {split: self._generate_examples(found) for split, found in clips.items()}
+        episodes = self.read_episodes(self.builder_config.options)
+        return {split: self._generate_examples(found, episodes) for split, found in clips.items()}
 
-    def _generate_examples(self, clips: list[Clip]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(
+        self, clips: list[Clip], episodes: Mapping[str, str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, clip in enumerate(clips):
-            yield key, _to_example(clip, self.labels)
+            yield key, {**_to_example(clip, self.labels), "episode": episodes.get(clip.id, "")}
 
 
 def _with_context(clips: Iterable[Clip], options: Mapping[str, str]) -> list[Clip]:

@@ -19,6 +19,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -70,16 +71,35 @@ def builder_clips(builder: ClipBuilder, split: str) -> Iterator[Clip]:
     Raises:
         InputError: there is no such split.
     """
-    if split not in builder.info.splits:
-        raise InputError(f"{builder.name}: split {split!r}: expected one of {', '.join(split_names(builder))}")
     labels = label_specs(builder)
-    source = builder.as_data_source(split=split)
+    source = _open_split(builder, split)
     return (to_clip(source[index], split, labels) for index in range(len(source)))
+
+
+def builder_utterances(builder: ClipBuilder, split: str) -> Iterator[Utterance]:
+    """The clips of a split with their labels by name and their episodes, as lists of clips have them.
+
+    Raises:
+        InputError: there is no such split.
+    """
+    labels = label_specs(builder)
+    source = _open_split(builder, split)
+    for index in range(len(source)):
+        example = source[index]
+        clip = to_clip(example, split, labels)
+        yield Utterance(clip, _cells(clip, labels), example["episode"].decode() or None)
 
 
 def label_specs(builder: ClipBuilder) -> dict[str, LabelSpec]:
     """Kinds and class names, in label order, by label."""
     return dict(builder.labels)
+
+
+def _open_split(builder: ClipBuilder, split: str) -> Sequence[dict[str, Any]]:
+    if split not in builder.info.splits:
+        raise InputError(f"{builder.name}: split {split!r}: expected one of {', '.join(split_names(builder))}")
+    source: Sequence[dict[str, Any]] = builder.as_data_source(split=split)
+    return source
 
 
 def _find_file(path: Path) -> Path:
@@ -164,6 +184,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def _cells(clip: Clip, labels: Mapping[str, LabelSpec]) -> dict[str, str]:
+    cells = dict.fromkeys(labels, "")
+    for name, value in clip.labels.items():
+        classes = labels[name].class_names
+        if labels[name].kind == "multi_label":
+            cells[name] = "|".join(classes[index] for index in np.flatnonzero(value)) or "none"
+        else:
+            cells[name] = classes[value] if labels[name].kind == "categorical" else repr(value)
+    return cells
+
+
 def _describe(builder: ClipBuilder, clips: Mapping[str, list[Clip]]) -> str:
     lines = [f"{builder.name}: " + ", ".join(f"{split} {len(found):,}" for split, found in clips.items()) + " clips"]
     for name, spec in builder.labels.items():
@@ -200,25 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise InputError(f"--option {item!r}: expected NAME=VALUE")
             options[name] = value
         builder = open_builder(flags.builder, options, flags.data_dir)
-        clips = {split: list(builder_clips(builder, split)) for split in split_names(builder)}
-        print(_describe(builder, clips))
+        utterances = {split: list(builder_utterances(builder, split)) for split in split_names(builder)}
+        print(_describe(builder, {split: [item.clip for item in found] for split, found in utterances.items()}))
         if flags.clips is not None:
-            every = [Utterance(clip, _cells(clip, builder.labels)) for found in clips.values() for clip in found]
-            write_clip_list(flags.clips, every)
+            write_clip_list(flags.clips, [item for found in utterances.values() for item in found])
         return 0
 
     return report_errors(run)
-
-
-def _cells(clip: Clip, labels: Mapping[str, LabelSpec]) -> dict[str, str]:
-    cells = dict.fromkeys(labels, "")
-    for name, value in clip.labels.items():
-        classes = labels[name].class_names
-        if labels[name].kind == "multi_label":
-            cells[name] = "|".join(classes[index] for index in np.flatnonzero(value)) or "none"
-        else:
-            cells[name] = classes[value] if labels[name].kind == "categorical" else repr(value)
-    return cells
 
 
 if __name__ == "__main__":

@@ -81,6 +81,8 @@ def read_published(path: Path) -> PublishedFacts:
         )
     try:
         return _build(file, values)
+    except InputError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file}: not of the form expected: {type(error).__name__}: {error}") from error
 
@@ -94,6 +96,9 @@ def _build(file: Path, values: dict[str, Any]) -> PublishedFacts:
         )
         for name, split in values["splits"].items()
     }
+    for name, spec in labels.items():
+        if spec.kind not in ("categorical", "multi_label", "real"):
+            raise InputError(f"{file}: label {name!r}: kind {spec.kind!r}: expected categorical, multi_label or real")
     for name, split in splits.items():
         for label, counts in split.class_counts.items():
             if label not in labels or len(counts) != len(labels[label].class_names):

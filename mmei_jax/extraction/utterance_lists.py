@@ -180,12 +180,12 @@ def read_mosei(path: Path, media_folder: Path | None = None, *, has_whole_videos
     return utterances
 
 
-def read_clip_list(path: Path) -> list[Utterance]:
+def read_clip_list(path: Path, media_folder: Path | None = None) -> list[Utterance]:
     """A list of clips: CSV, or TSV by the file's ending, with a header.
 
     Columns are named after :class:`~mmei_jax.extraction.clips.Clip`: id and split always, the others where known (paths
-    relative to the list's folder, ``optional`` joined by "|"); ``episode``; every other column is a label (names;
-    several joined by "|", "none" for none of them; numbers). Empty cells are unknown.
+    relative to ``media_folder``, None for the list's own; ``optional`` joined by "|"); ``episode``; every other column
+    is a label (names; several joined by "|", "none" for none of them; numbers). Empty cells are unknown.
 
     Raises:
         InputError: the file or a column is missing, or a cell is not a number where one belongs; names the line.
@@ -197,7 +197,7 @@ def read_clip_list(path: Path) -> list[Utterance]:
             _seconds(row[f"{name}_seconds"], where) if row.get(f"{name}_seconds") else None for name in _TIMES
         )
         files: dict[str, Any] = {
-            name: os.path.join(path.parent, row[name])
+            name: os.path.join(media_folder or path.parent, row[name])
             for name in CLIP_COLUMNS
             if name.endswith("path") and row.get(name)
         }
