@@ -86,6 +86,9 @@ def test_certificate_tells_source_architecture_and_differences(tmp_path):
     digest = subprocess.run(["sha256sum", source / "model.safetensors"], capture_output=True, text=True, check=True)
     assert certificate["source"]["sha256"]["model.safetensors"] == digest.stdout.split()[0]
     assert set(certificate["source"]["sha256"]) == {"config.json", "model.safetensors"}
+    written = tmp_path / "ours" / "parameters.safetensors"
+    digest = subprocess.run(["sha256sum", written], capture_output=True, text=True, check=True)
+    assert certificate["parameters_sha256"] == digest.stdout.split()[0]
     assert certificate["num_parameters"] == sum(parameter.numel() for parameter in base_model().parameters())
     assert certificate["architecture"]["stack"]["dim"] == 16
     assert certificate["dtype"] == "float32"
@@ -196,6 +199,10 @@ def test_feature_that_is_not_implemented_is_refused_by_name(tmp_path):
     (source / "config.json").write_text(json.dumps({**config, "position_embedding_type": "relative_key"}))
     with pytest.raises(InputError, match="position_embedding_type = 'relative_key' is not implemented"):
         pretrained.convert(source, tmp_path / "ours", compare=False)
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    (source / "config.json").write_text(json.dumps({**config, **quantised}))
+    with pytest.raises(InputError, match=r"quantization_config = .*bitsandbytes.* is not implemented"):
+        pretrained.convert(source, tmp_path / "ours", compare=False)
     (source / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(InputError, match="model_type = 'gpt2' is not implemented; there are bert, "):
         pretrained.convert(source, tmp_path / "ours", compare=False)
@@ -220,6 +227,18 @@ def test_parameters_are_stored_and_loaded_in_the_type_asked_for(tmp_path):
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded.parameters)} == {"float32"}
     exact = base_model().pooler.dense.weight.detach()
     np.testing.assert_array_equal(loaded.parameters["pooler"]["kernel"], exact.bfloat16().float().numpy().T)
+
+
+def test_weight_that_is_too_large_for_float16_is_refused_by_name(tmp_path):
+    source = save(tmp_path / "source", base_model())
+    edit(source, lambda state: {**state, "pooler.dense.bias": torch.full((16,), -1e6)})
+    message = r"pooler/bias holds 1e\+06, too large for float16; expected dtype bfloat16 or float32"
+    with pytest.raises(InputError, match=message):
+        pretrained.convert(source, tmp_path / "ours", dtype="float16", compare=False)
+    pretrained.convert(source, tmp_path / "ours", compare=False)
+    with pytest.raises(InputError, match=message):
+        pretrained.load(tmp_path / "ours", dtype="float16")
+    assert np.isfinite(pretrained.load(tmp_path / "ours", dtype="bfloat16").parameters["pooler"]["bias"]).all()
 
 
 def test_loaded_parameters_lie_on_the_device(tmp_path):
@@ -254,12 +273,25 @@ def change_parameter_file(folder):
     safetensors.torch.save_file({"token_embedding/embedding": torch.zeros(3, 16)}, folder / "parameters.safetensors")
 
 
+def change_one_bit(folder):
+    content = bytearray((folder / "parameters.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "parameters.safetensors").write_bytes(content)
+
+
+def make_certificate_older(folder):
+    certificate = json.loads((folder / "certificate.json").read_text())
+    (folder / "certificate.json").write_text(json.dumps({**certificate, "version": 1}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (lambda folder: (folder / "certificate.json").unlink(), r"has no certificate\.json"),
         (lambda folder: (folder / "parameters.safetensors").write_bytes(b"\x10" * 40), r"parameters\.safetensors"),
         (change_parameter_file, r"does not fit config\.json: embedding_norm/bias.*token_embedding/embedding"),
+        (change_one_bit, r"parameters\.safetensors: is not the file that certificate\.json is about \(SHA-256\)"),
+        (make_certificate_older, r"certificate\.json: version = 1: expected 2; convert the checkpoint again"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
     ],
 )

@@ -13,7 +13,7 @@ class ConfigReader:
         """Takes a configuration of the given ``model_type``.
 
         Raises:
-            InputError: it is of another type, or brings code of its own.
+            InputError: it is of another type, brings code of its own, or is that of a quantised checkpoint.
         """
         self._config = config
         self._asked = {"model_type"}
@@ -21,6 +21,7 @@ class ConfigReader:
         if found != model_type:
             raise InputError(f"config.json: model_type = {found!r}: expected {model_type!r}")
         self.refuse("auto_map", None)
+        self.refuse("quantization_config", None)
 
     def get(self, key: str, default: Any) -> Any:
         """The value of a key, of the default's kind; the default where the key is missing.

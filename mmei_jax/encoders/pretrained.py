@@ -5,8 +5,9 @@ No torch is needed. Everything fits or nothing is written: a missing or unexpect
 that is not implemented are errors that name all of what is wrong.
 
 A converted folder holds ``parameters.safetensors`` (our names), ``config.json`` (Hugging Face's, as it was) and
-``certificate.json``: where the weights come from, their hashes, what was left out, how many there are, and, where torch
-is installed, the largest absolute difference from Hugging Face's outputs at each stage on fixed inputs.
+``certificate.json``: where the weights come from, their hashes, what was left out, how many there are, the hash of what
+was written, and, where torch is installed, the largest absolute difference from Hugging Face's outputs at each stage on
+fixed inputs.
 """
 
 import argparse
@@ -29,10 +30,11 @@ from safetensors.numpy import load_file, save_file
 
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.pretrained_comparison import largest_differences
-from mmei_jax.encoders.pretrained_files import Source, find_source, read_json
+from mmei_jax.encoders.pretrained_files import Source, find_source, read_json, sha256_of
 from mmei_jax.encoders.pretrained_tables import FAMILIES
 from mmei_jax.encoders.pretrained_weights import (
     Converted,
+    as_type,
     convert_weights,
     flatten,
     parameter_shapes,
@@ -44,7 +46,7 @@ from mmei_jax.types import InputError
 PARAMETERS_NAME = "parameters.safetensors"
 CONFIG_NAME = "config.json"
 CERTIFICATE_NAME = "certificate.json"
-CERTIFICATE_VERSION = 1
+CERTIFICATE_VERSION = 2
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -86,8 +88,8 @@ def convert(
         The certificate.
 
     Raises:
-        InputError: the source cannot be read or does not fit, the destination exists, or a comparison was asked for and
-            torch is not installed.
+        InputError: the source cannot be read or does not fit, a weight is too large for the type, the destination
+            exists, or a comparison was asked for and torch is not installed.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}: expected {', '.join(DTYPES)}")
@@ -105,8 +107,7 @@ def convert(
         certificate["comparison"] = largest_differences(converted, files.config_path.parent)
     else:
         certificate["comparison"] = "not made: torch is not installed" if compare is None else "not asked for"
-    _write(destination, hugging_face_config, converted.parameters, certificate)
-    return certificate
+    return _write(destination, hugging_face_config, converted.parameters, certificate)
 
 
 def load(
@@ -123,7 +124,8 @@ def load(
         The encoder, its parameters on JAX's default device.
 
     Raises:
-        InputError: the folder is not such a one, its files do not fit each other, or there is no such type.
+        InputError: the folder is not such a one, its files do not fit each other, there is no such type, or it cannot
+            hold a parameter.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}: expected {', '.join(DTYPES)}")
@@ -131,6 +133,11 @@ def load(
     options = options or ComputeOptions()
     config = _read_config(folder)
     certificate = read_json(folder / CERTIFICATE_NAME)
+    if certificate.get("version") != CERTIFICATE_VERSION:
+        raise InputError(
+            f"{folder / CERTIFICATE_NAME}: version = {certificate.get('version')!r}: expected {CERTIFICATE_VERSION}; "
+            "convert the checkpoint again"
+        )
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         raise InputError(f"{folder / CONFIG_NAME}: model_type = {model_type!r}: expected {', '.join(FAMILIES)}")
@@ -146,8 +153,10 @@ def load(
     if found != expected:
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         raise InputError(f"{folder / PARAMETERS_NAME}: does not fit {CONFIG_NAME}: {', '.join(wrong)}")
+    if sha256_of(folder / PARAMETERS_NAME) != certificate["parameters_sha256"]:
+        raise InputError(f"{folder / PARAMETERS_NAME}: is not the file that {CERTIFICATE_NAME} is about (SHA-256)")
     if dtype is not None:
-        flat = {name: array.astype(dtype) for name, array in flat.items()}
+        flat = {name: as_type(name, array, dtype) for name, array in flat.items()}
     # Arrays on the host would be copied to the device at every call.
     parameters = jax.device_put(unflatten(flat))
     if options.scan_layers:
@@ -187,18 +196,20 @@ def _certify(files: Source, converted: Converted, dtype: str) -> dict[str, Any]:
 
 def _write(
     destination: Path, hugging_face_config: dict[str, Any], parameters: dict[str, Any], certificate: dict[str, Any]
-) -> None:
-    """Builds the folder beside its place, and renames it when it is complete."""
+) -> dict[str, Any]:
+    """Builds the folder beside its place, and renames it when it is complete; gives the certificate as written."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         save_file(flatten(parameters), unfinished / PARAMETERS_NAME, metadata={"format": "mmei_jax encoder"})
+        certificate = {**certificate, "parameters_sha256": sha256_of(unfinished / PARAMETERS_NAME)}
         for name, content in ((CONFIG_NAME, hugging_face_config), (CERTIFICATE_NAME, certificate)):
             (unfinished / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         unfinished.chmod(0o755)
         unfinished.rename(destination)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    return certificate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

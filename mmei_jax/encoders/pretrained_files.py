@@ -51,11 +51,7 @@ class Source:
 
     def sha256(self) -> dict[str, str]:
         """The hash of each file by its name."""
-        hashes = {}
-        for path in (self.config_path, *self.weight_paths):
-            with path.open("rb") as file:
-                hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        return hashes
+        return {path.name: sha256_of(path) for path in (self.config_path, *self.weight_paths)}
 
     def tensors(self) -> dict[str, Callable[[], np.ndarray]]:
         """What reads each weight, by name.
@@ -133,6 +129,12 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
         return None
     except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         raise InputError(f"{repository}: not a folder, and the hub says: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

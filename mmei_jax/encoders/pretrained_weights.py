@@ -130,10 +130,33 @@ def _fill(
             )
             problems.append(f"{theirs} gives {ours} {list(array.shape)}, expected {list(shapes[ours])}")
             continue
-        parameters[ours] = np.ascontiguousarray(array, dtype=jnp.dtype(dtype))
+        try:
+            parameters[ours] = as_type(ours, array, dtype)
+        except InputError as error:
+            problems.append(str(error))
     if problems:
         raise InputError(f"the weights do not fit config.json: {'; '.join(problems)}")
     return unflatten(parameters), dtypes
+
+
+def as_type(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """A parameter in another type, rounded to the nearest number.
+
+    Args:
+        name: the parameter's, for the error.
+        array: its values.
+        dtype: the type.
+
+    Raises:
+        InputError: a finite value is beyond what the type holds.
+    """
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(array, dtype=jnp.dtype(dtype))
+    is_lost = ~np.isfinite(cast) & np.isfinite(array)
+    if is_lost.any():
+        largest = float(np.abs(array[is_lost].astype(np.float32)).max())
+        raise InputError(f"{name} holds {largest:g}, too large for {dtype}; expected dtype bfloat16 or float32")
+    return cast
 
 
 def parameter_shapes(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
