@@ -48,10 +48,10 @@ mesh = mesh_over(jax.devices(), fsdp=2, tensor=2)
 assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 found = {}
 for name, (module, inputs) in cases.items():
-    boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))["params"]
+    boxed = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     leaves = jax.tree.leaves(boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
     assert all(isinstance(leaf, nn.LogicallyPartitioned) and len(leaf.names) == leaf.value.ndim for leaf in leaves)
-    parameters = nn.unbox(jax.jit(lambda: module.init(jax.random.key(0), *inputs))()["params"])
+    parameters = nn.unbox(jax.jit(module.init)(jax.random.key(0), *inputs)["params"])
 
     def loss(parameters, *inputs):
         states = module.apply({"params": parameters}, *inputs).last_hidden_state

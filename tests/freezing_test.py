@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
+from mmei_jax.encoders.audio_cnn import AudioCnn, AudioCnnConfig
 from mmei_jax.encoders.bert import BertConfig
 from mmei_jax.encoders.freezing import trainable_parameters
 from mmei_jax.encoders.pretrained_tables import FAMILIES
@@ -63,6 +65,16 @@ def test_none_trains_everything_but_stored_statistics_and_zero_nothing(name):
     assert trained(name, None) == everything - statistics
     assert bool(statistics) == (name == "resnet")
     assert trained(name, 0) == set()
+
+
+def test_audio_cnn_is_trained_as_a_whole_or_not_at_all():
+    config = AudioCnnConfig(dim=2, channels=(2,), num_mels=2)
+    samples = np.zeros((1, 400), np.float32)
+    parameters = nn.meta.unbox(jax.eval_shape(AudioCnn(config).init, jax.random.key(0), samples)["params"])
+    assert all(flatten(trainable_parameters(parameters, config)).values())
+    assert not any(flatten(trainable_parameters(parameters, config, 0)).values())
+    with pytest.raises(InputError, match="num_layers = 2: expected None or 0; this encoder is trained as a whole"):
+        trainable_parameters(parameters, config, 2)
 
 
 def test_frozen_parameters_stay_as_they_are_under_an_optimizer_with_weight_decay():

@@ -5,13 +5,25 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 from mmei_jax.encoders import pretrained_weights
+from mmei_jax.encoders.stack import ComputeOptions
 
 # One stage alone, and the end of a whole encoder: absolute, on outputs of order 1.
 STAGE_TOLERANCE = 1e-5
 END_TOLERANCE = 1e-4
+
+PLAIN = ComputeOptions()
+# Ways to compute layers; what is slow here differs from a quick one in one thing only.
+SCAN_AND_REMAT = [
+    ComputeOptions(remat="layer"),
+    ComputeOptions(scan_layers=True, remat="products"),
+    pytest.param(ComputeOptions(scan_layers=True), marks=pytest.mark.slow),
+    pytest.param(ComputeOptions(remat="products"), marks=pytest.mark.slow),
+    pytest.param(ComputeOptions(scan_layers=True, remat="layer"), marks=pytest.mark.slow),
+]
 
 
 def randomised(model, seed=0):

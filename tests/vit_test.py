@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from mmei_jax.encoders import pretrained, vit
-from mmei_jax.encoders.stack import ComputeOptions, stack_layers
+from mmei_jax.encoders.stack import stack_layers, unstack_layers
 from mmei_jax.encoders.vit import Vit, VitConfig, interpolate_positions, mean_of_patches
 from mmei_jax.types import InputError
 from tests import hugging_face
@@ -55,7 +55,7 @@ def run_reference(model, pixels, **options):
     return model(pixels, output_hidden_states=True, **options)
 
 
-def differentiate(model, config, parameters, pixels, **reference_options):
+def differentiate(model, config, parameters, pixels, options=hugging_face.PLAIN, **reference_options):
     """Our outputs and the gradients of a loss of all of them; the reference's outputs, its gradients in the model."""
     generator = np.random.default_rng(1)
     expected = run_reference(model, pixels, **reference_options)
@@ -64,25 +64,26 @@ def differentiate(model, config, parameters, pixels, **reference_options):
 
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss_and_outputs(parameters):
-        outputs = Vit(config).apply({"params": parameters}, pixels, with_hidden_states=True)
-        loss = jnp.sum(outputs.last_hidden_state * weights)
+        outputs = Vit(config, options).apply({"params": parameters}, pixels, with_hidden_states=True)
+        loss = jnp.sum(sum(outputs.hidden_states, outputs.last_hidden_state) * weights)
         if config.has_pooler:
             loss = loss + jnp.sum(outputs.pooled * pooled_weights)
         return loss, outputs
 
-    (_, outputs), gradients = jax.jit(loss_and_outputs)(parameters)
+    (_, outputs), gradients = jax.jit(loss_and_outputs)(stack_layers(parameters) if options.scan_layers else parameters)
+    gradients = unstack_layers(gradients) if options.scan_layers else gradients
     model.zero_grad()
-    loss = (expected.last_hidden_state * torch.tensor(weights)).sum()
+    loss = (sum(expected.hidden_states, expected.last_hidden_state) * torch.tensor(weights)).sum()
     if config.has_pooler:
         loss = loss + (expected.pooler_output * torch.tensor(pooled_weights)).sum()
     loss.backward()
     return outputs, gradients, expected
 
 
-def assert_stages_end_and_gradients_agree(name, pixels, **reference_options):
+def assert_stages_end_and_gradients_agree(name, pixels, **options):
     model = make_reference(name)
     config, parameters = make_ours(name)
-    outputs, gradients, expected = differentiate(model, config, parameters, pixels, **reference_options)
+    outputs, gradients, expected = differentiate(model, config, parameters, pixels, **options)
     for ours, theirs in zip(outputs.hidden_states, expected.hidden_states, strict=True):
         hugging_face.assert_close(ours, theirs, hugging_face.STAGE_TOLERANCE)
     hugging_face.assert_close(outputs.last_hidden_state, expected.last_hidden_state, hugging_face.STAGE_TOLERANCE)
@@ -156,20 +157,9 @@ def test_mean_of_patches_leaves_the_first_token_out():
     np.testing.assert_allclose(mean_of_patches(outputs), expected, rtol=0, atol=1e-6)
 
 
-def test_scanned_layers_and_bfloat16():
-    config, parameters = make_ours("two_layers")
-    pixels = make_pixels(config)
-
-    def run(options, parameters):
-        apply = functools.partial(Vit(config, options).apply, with_hidden_states=True)
-        return jax.jit(apply)({"params": parameters}, pixels)
-
-    exact = run(ComputeOptions(), parameters)
-    scanned = run(ComputeOptions(scan_layers=True, remat="layer"), stack_layers(parameters))
-    np.testing.assert_allclose(scanned.pooled, exact.pooled, rtol=0, atol=1e-5)
-    rounded = run(ComputeOptions("bfloat16"), parameters)
-    for actual, expected in zip(rounded.hidden_states, exact.hidden_states, strict=True):
-        assert 1e-4 < hugging_face.relative_error(actual, expected) <= 2e-2
+@pytest.mark.parametrize("options", hugging_face.SCAN_AND_REMAT, ids=str)
+def test_scan_and_remat_change_neither_stages_nor_gradients(options):
+    assert_stages_end_and_gradients_agree("two_layers", make_pixels(make_ours("two_layers")[0]), options=options)
 
 
 def test_defaults_are_hugging_faces():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmei_jax.encoders.text_packing import PackedTexts, TextBatch, pack_texts
     from mmei_jax.encoders.vit import Vit, VitConfig, mean_of_patches
     from mmei_jax.encoders.wav2vec2 import Wav2Vec2, Wav2Vec2Config, check_waveform
+    from mmei_jax.types import InputError
 
 __all__ = [
     "AudioBatch",
@@ -37,6 +38,7 @@ __all__ = [
     "BucketedAudio",
     "ComputeOptions",
     "EncoderOutputs",
+    "InputError",
     "PackedTexts",
     "Pretrained",
     "ResNet",
@@ -65,18 +67,19 @@ __all__ = [
 ]
 
 _MODULES = (
-    "bert",
-    "outputs",
-    "stack",
-    "vit",
-    "wav2vec2",
-    "resnet",
-    "audio_cnn",
-    "freezing",
-    "text_packing",
-    "audio_buckets",
-    "corpus_order",
-    "pretrained",
+    "mmei_jax.types",
+    "mmei_jax.encoders.bert",
+    "mmei_jax.encoders.outputs",
+    "mmei_jax.encoders.stack",
+    "mmei_jax.encoders.vit",
+    "mmei_jax.encoders.wav2vec2",
+    "mmei_jax.encoders.resnet",
+    "mmei_jax.encoders.audio_cnn",
+    "mmei_jax.encoders.freezing",
+    "mmei_jax.encoders.text_packing",
+    "mmei_jax.encoders.audio_buckets",
+    "mmei_jax.encoders.corpus_order",
+    "mmei_jax.encoders.pretrained",
 )
 
 
@@ -84,7 +87,7 @@ def __getattr__(name: str) -> Any:
     """Finds a public name in the module that defines it."""
     if name in __all__:
         for module_name in _MODULES:
-            module = importlib.import_module(f"{__name__}.{module_name}")
+            module = importlib.import_module(module_name)
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

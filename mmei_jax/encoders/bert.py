@@ -14,7 +14,13 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from mmei_jax.encoders.hugging_face_config import ConfigReader
-from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs, first_token, is_token_of_segment
+from mmei_jax.encoders.outputs import (
+    ArrayLike,
+    EncoderOutputs,
+    first_token,
+    is_token_of_segment,
+    nan_where_dropped,
+)
 from mmei_jax.encoders.stack import ComputeOptions, Stack, StackConfig
 from mmei_jax.encoders.transformer import (
     Dense,
@@ -134,22 +140,25 @@ class Bert(nn.Module):
         """Encodes rows of one or several texts.
 
         An id, type or position outside its table makes the row's outputs NaN: values cannot be checked inside a
-        compiled program, and no other embedding takes their place.
+        compiled program, and no other embedding takes their place. So does a text beyond ``num_segments`` with the
+        row's pooled outputs.
 
         Args:
             token_ids: ``[rows, tokens]`` int32; padding may hold anything.
             segment_ids: ``[rows, tokens]`` int32: 0 is padding, ``s >= 1`` a token of the row's ``s``-th text. For one
                 text per row this is the tokenizer's ``attention_mask``.
             token_type_ids: ``[rows, tokens]`` int32; all 0 where not given.
-            num_segments: texts per row, at most; ``pooled`` has as many entries per row.
+            num_segments: texts per row, at most; ``pooled`` has as many entries per row. Changes nothing else.
             with_hidden_states: whether the states around each layer are returned too.
 
         Raises:
-            InputError: rows have no place for a token. (A text without any is an index that ``segment_ids`` lacks; its
-                ``pooled`` is zeros.)
+            InputError: rows have no place for a token (a text without any is an index that ``segment_ids`` lacks; its
+                ``pooled`` is zeros), or there is a pooler and ``segment_ids`` hold more than ``num_segments``, outside
+                compiled programs, in which no value can be checked.
         """
         config = self.config
         dim = config.stack.dim
+        given_segment_ids = segment_ids
         # A tokenizer's mask may be of bools.
         segment_ids = jnp.asarray(segment_ids, jnp.int32)
         if segment_ids.shape[1] == 0:
@@ -172,9 +181,10 @@ class Bert(nn.Module):
         pooled = None
         if config.has_pooler:
             pooler = Dense(dim, ("embed", "features"), compute_dtype=self.options.compute_dtype, name="pooler")
-            pooled = jnp.tanh(pooler(first_token(all_states[-1], segment_ids, num_segments)))
-            has_tokens = is_token_of_segment(segment_ids, num_segments).any(axis=-1)
+            pooled = jnp.tanh(pooler(first_token(all_states[-1], given_segment_ids, num_segments)))
+            has_tokens = is_token_of_segment(given_segment_ids, num_segments).any(axis=-1)
             pooled = jnp.where(has_tokens.reshape(-1, 1), pooled, 0.0)
+            pooled = nan_where_dropped(pooled, segment_ids, num_segments)
         return EncoderOutputs(
             last_hidden_state=all_states[-1],
             is_valid=is_valid,

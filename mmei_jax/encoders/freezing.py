@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mmei_jax.encoders.audio_cnn import AudioCnnConfig
 from mmei_jax.encoders.bert import BertConfig
 from mmei_jax.encoders.resnet import ResNetConfig
 from mmei_jax.encoders.vit import VitConfig
 from mmei_jax.encoders.wav2vec2 import Wav2Vec2Config
 from mmei_jax.types import InputError
 
-EncoderConfig = BertConfig | VitConfig | Wav2Vec2Config | ResNetConfig
+EncoderConfig = BertConfig | VitConfig | Wav2Vec2Config | ResNetConfig | AudioCnnConfig
 
 _LAYER = re.compile(r"encoder/layer_(\d+)/|stage_(\d+)_block_(\d+)/")
 _STATISTIC = re.compile(r"_norm/(mean|variance)$")
@@ -28,18 +29,24 @@ def trainable_parameters(
         parameters: nested mappings, one entry per layer.
         config: the encoder's.
         num_layers: Transformer layers (ResNet: blocks), counted from the end, that are trained with all that stands
-            behind them; 0 trains nothing at all, None everything. ResNet's stored statistics are never trained.
+            behind them; 0 trains nothing at all, None everything. An Audio-CNN is trained as a whole or not at all.
+            ResNet's stored statistics are never trained.
 
     Returns:
         The same tree with a Python bool for each parameter.
 
     Raises:
-        InputError: the encoder has fewer layers, or they are stacked for ``scan_layers``.
+        InputError: the encoder has fewer layers, or none that can be trained alone, or they are stacked for
+            ``scan_layers``.
     """
     names = list(_names(parameters))
     if num_layers is not None and any(name.startswith("encoder/layers/") for name in names):
         raise InputError("parameters stacked for scan_layers have one entry for all layers; unstack_layers first")
     layers = sorted({layer for name in names if (layer := _layer(name)) is not None})
+    if num_layers and not layers:
+        raise InputError(
+            f"num_layers = {num_layers}: expected None or 0; this encoder is trained as a whole or not at all"
+        )
     if num_layers is not None and not 0 <= num_layers <= len(layers):
         raise InputError(f"num_layers = {num_layers}: expected 0 to {len(layers)}, what the encoder has")
     trained = layers if num_layers is None else layers[len(layers) - num_layers :]

@@ -1,10 +1,13 @@
 """What every encoder returns, by name, and how one vector per record is read from it."""
 
+import jax
 import numpy as np
 from flax import struct
 from jax import lax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from mmei_jax.types import InputError
 
 # What encoders take: numpy arrays on the host as well as arrays of jax.
 ArrayLike = Array | np.ndarray
@@ -37,9 +40,34 @@ class EncoderOutputs:
 def is_token_of_segment(
     segment_ids: Int[ArrayLike, "rows tokens"] | Bool[ArrayLike, "rows tokens"], num_segments: int
 ) -> Bool[Array, "rows segments tokens"]:
-    """Which tokens belong to each of a row's segments ``1 .. num_segments``."""
+    """Which tokens belong to each of a row's segments ``1 .. num_segments``.
+
+    Raises:
+        InputError: there is a segment beyond ``num_segments``. (Not in a compiled program, which gets ``segment_ids``
+            as an argument: there, no value can be checked.)
+    """
+    if not isinstance(segment_ids, jax.core.Tracer) and num_segments < (most := int(np.max(segment_ids, initial=0))):
+        raise InputError(f"num_segments = {num_segments}: expected at least {most}, which segment_ids hold")
     segment_ids = jnp.asarray(segment_ids, jnp.int32)
     return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=jnp.int32)[None, :, None]
+
+
+def nan_where_dropped(
+    vectors: Float[Array, "batch dim"],
+    segment_ids: Int[ArrayLike, "rows tokens"] | Bool[ArrayLike, "rows tokens"],
+    num_segments: int,
+) -> Float[Array, "batch dim"]:
+    """The vectors of each row's segments ``1 .. num_segments``; all NaN where the row has further segments.
+
+    A compiled program cannot raise, and a record that is dropped must not go unnoticed.
+
+    Args:
+        vectors: ``[rows * num_segments, dim]``.
+        segment_ids: ``[rows, tokens]``, as everywhere.
+        num_segments: records per row, at most.
+    """
+    has_more = (jnp.asarray(segment_ids, jnp.int32) > num_segments).any(axis=1)
+    return jnp.where(jnp.repeat(has_more, num_segments)[:, None], jnp.nan, vectors)
 
 
 def first_token(
@@ -56,12 +84,16 @@ def first_token(
         num_segments: records per row, at most.
 
     Returns:
-        ``[rows * num_segments, dim]``; exact zeros for a record without tokens.
+        ``[rows * num_segments, dim]``; exact zeros for a record without tokens. NaN for a row of more than
+        ``num_segments`` records (:func:`nan_where_dropped`).
+
+    Raises:
+        InputError: as :func:`is_token_of_segment`.
     """
     is_own = is_token_of_segment(segment_ids, num_segments)
     states = jnp.take_along_axis(states, is_own.argmax(axis=-1)[..., None], axis=1)
     states = jnp.where(is_own.any(axis=-1)[..., None], states, 0.0)
-    return states.reshape(-1, states.shape[-1])
+    return nan_where_dropped(states.reshape(-1, states.shape[-1]), segment_ids, num_segments)
 
 
 def mean_of_tokens(
@@ -78,9 +110,13 @@ def mean_of_tokens(
         num_segments: records per row, at most.
 
     Returns:
-        ``[rows * num_segments, dim]`` float32; exact zeros for a record without tokens.
+        ``[rows * num_segments, dim]`` float32; exact zeros for a record without tokens. NaN for a row of more
+        than ``num_segments`` records (:func:`nan_where_dropped`).
+
+    Raises:
+        InputError: as :func:`is_token_of_segment`.
     """
     is_own = is_token_of_segment(segment_ids, num_segments).astype(jnp.float32)
     total = jnp.einsum("rst,rtd->rsd", is_own, states, precision=lax.Precision.HIGHEST)
     mean = total / jnp.maximum(is_own.sum(axis=-1, keepdims=True), 1.0)
-    return mean.reshape(-1, mean.shape[-1])
+    return nan_where_dropped(mean.reshape(-1, mean.shape[-1]), segment_ids, num_segments)

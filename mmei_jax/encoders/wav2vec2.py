@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmei_jax.encoders.convolution import Convolution
 from mmei_jax.encoders.hugging_face_config import ConfigReader
@@ -75,22 +75,23 @@ class Wav2Vec2Config:
         if self.front_norm not in ("group", "layer"):
             raise InputError(f"feat_extract_norm = {self.front_norm!r} is not implemented; expected group or layer")
         if self.front_activation not in ACTIVATIONS:
+            raise InputError(f"feat_extract_activation = {self.front_activation!r}: expected {', '.join(ACTIVATIONS)}")
+        if self.position_groups < 1 or self.stack.dim % self.position_groups:
             raise InputError(
-                f"activation {self.front_activation!r}: not implemented; there are {', '.join(ACTIVATIONS)}"
+                f"num_conv_pos_embedding_groups = {self.position_groups}: expected a divisor of {self.stack.dim}"
             )
-        if (
-            min(self.position_kernel, self.position_groups, self.adapter_dim) < 1
-            or self.stack.dim % self.position_groups
+        for key, value in (
+            ("num_conv_pos_embeddings", self.position_kernel),
+            ("output_hidden_size", self.adapter_dim),
+            ("adapter_kernel_size", self.adapter_kernel),
+            ("adapter_stride", self.adapter_stride),
         ):
-            raise InputError(
-                f"num_conv_pos_embedding_groups = {self.position_groups}: expected a divisor of hidden_size"
-            )
-        if self.num_adapter_layers < 0 or min(self.adapter_kernel, self.adapter_stride) < 1:
-            raise InputError("num_adapter_layers, adapter_kernel_size, adapter_stride: expected at least 1")
+            if value < 1:
+                raise InputError(f"{key} = {value}: expected at least 1")
 
     @classmethod
     def read(cls, reader: ConfigReader) -> "Wav2Vec2Config":
-        """Reads the keys of a ``config.json``; see :meth:`from_hugging_face`."""
+        """See :meth:`from_hugging_face`."""
         reader.refuse("adapter_attn_dim", None)
         dim = reader.get("hidden_size", 768)
         stack = StackConfig(
@@ -104,6 +105,8 @@ class Wav2Vec2Config:
         )
         has_adapter = reader.get("add_adapter", False)
         num_adapter_layers = reader.get("num_adapter_layers", 3)
+        if has_adapter and num_adapter_layers < 1:
+            raise InputError(f"num_adapter_layers = {num_adapter_layers}: expected at least 1 with add_adapter")
         adapter_dim = reader.get_or_none("output_hidden_size", int) or dim
         return cls(
             stack=stack,
@@ -183,18 +186,23 @@ class ReadsWaveforms(Protocol):
         ...
 
 
-def check_waveform(samples: Float[np.ndarray, "samples"], sampling_rate: int, config: ReadsWaveforms) -> None:
+def check_waveform(samples: Shaped[np.ndarray, "..."], sampling_rate: int, config: ReadsWaveforms) -> None:
     """Refuses audio that the encoder cannot or should not read, before it reaches a compiled program.
 
     Args:
-        samples: one channel.
+        samples: ``[samples]`` of a floating type: one channel.
         sampling_rate: samples per second.
         config: the encoder's.
 
     Raises:
-        InputError: the sampling rate is not :data:`SAMPLING_RATE`, a sample is NaN or infinite, or the audio is shorter
-            than the encoder's ``receptive_field`` or longer than :data:`LONGEST_SECONDS`.
+        InputError: the array has another number of axes or is of whole numbers, the sampling rate is not
+            :data:`SAMPLING_RATE`, a sample is NaN or infinite, or the audio is shorter than the encoder's
+            ``receptive_field`` or longer than :data:`LONGEST_SECONDS`.
     """
+    if samples.ndim != 1:
+        raise InputError(f"audio of shape {samples.shape}: expected one channel, (samples,); average the channels")
+    if not jnp.issubdtype(samples.dtype, jnp.floating):
+        raise InputError(f"audio of type {samples.dtype}: expected a floating type; divide 16-bit samples by 32768")
     if sampling_rate != SAMPLING_RATE:
         raise InputError(f"audio of {sampling_rate} samples per second: expected {SAMPLING_RATE}; resample it")
     if len(samples) < config.receptive_field:
@@ -279,7 +287,8 @@ class Wav2Vec2(nn.Module):
             With ``padding="huggingface"``, padded frames hold what Hugging Face's hold; else zeros.
 
         Raises:
-            InputError: the rows are shorter than the receptive field, or there is no such padding.
+            InputError: the rows are shorter than the receptive field or longer than :data:`LONGEST_SECONDS`, padding
+                included, or there is no such padding.
         """
         config = self.config
         if self.padding not in ("exact", "huggingface"):
@@ -289,6 +298,10 @@ class Wav2Vec2(nn.Module):
         rows, width = samples.shape
         if width < config.receptive_field:
             raise InputError(f"rows of {width} samples: one frame takes at least {config.receptive_field}")
+        if width > LONGEST_SECONDS * SAMPLING_RATE:
+            raise InputError(
+                f"rows of {width} samples: expected at most {LONGEST_SECONDS:.0f} seconds; split longer ones"
+            )
         lengths = jnp.full((rows,), width, jnp.int32) if num_samples is None else jnp.asarray(num_samples)
         if is_exact:
             samples = jnp.where(_is_before(lengths, width), samples, 0.0)
