@@ -14,6 +14,8 @@ _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 class Convolution(nn.Module):
     """A convolution, as torch understands it (no flipping), over one or two axes; returns float32.
 
+    Of 16-bit operands the result has 16 bits too, before it becomes float32.
+
     Attributes:
         num_features: channels of the result.
         kernel_size: places that a window covers, along each axis.

@@ -28,7 +28,10 @@ class ComputeOptions:
     """How an encoder is computed. None of it changes what is computed, beyond the rounding of ``compute_dtype``.
 
     Attributes:
-        compute_dtype: type in which matrix products and convolutions read their operands; they sum and return float32.
+        compute_dtype: type in which matrix products and convolutions read their operands. Matrix products sum in
+            float32 and return float32. A convolution's result is rounded to this type, and becomes float32 after that.
+            All else (norms, softmax, activations, sums of the residual stream, spectrograms) is float32. float16 holds
+            no more than 65504 and, without a scaled loss, loses small gradients: bfloat16 is the type to train in.
         scan_layers: one compiled layer run over stacked parameters (:func:`stack_layers`).
         remat: what the backward pass computes again instead of keeping: "none", "layer" (everything inside a layer) or
             "products" (all but the results of matrix products with parameters).
