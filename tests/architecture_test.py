@@ -44,6 +44,15 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "simulation.aigc_int_figures",
             "simulation.aigc_int_report",
             "simulation.aigc_int_dataset",
+            "simulation.render",
+            "simulation.render_constants",
+            "simulation.render_drawing",
+            "simulation.render_face",
+            "simulation.render_media",
+            "simulation.render_plan",
+            "simulation.render_sheet",
+            "simulation.render_text",
+            "simulation.render_voice",
         ),
     ),
     (
@@ -107,6 +116,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.doctor_lists",
             "extraction.doctor_media",
             "extraction.doctor_shards",
+            "extraction.feature_pickles",
+            "extraction.import_mosei",
             "extraction.published_facts",
             "extraction.utterance_lists",
             "extraction.splitting",
@@ -145,7 +156,7 @@ UNSEEN_BY_MODELS = {
     "pyarrow",
 }
 # Import names of distributions that are not called like what they install.
-IMPORT_NAMES = {"absl_py": "absl", "markdown_it_py": "markdown_it", "orbax_checkpoint": "orbax"}
+IMPORT_NAMES = {"absl_py": "absl", "markdown_it_py": "markdown_it", "orbax_checkpoint": "orbax", "pillow": "PIL"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

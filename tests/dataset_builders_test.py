@@ -238,6 +238,17 @@ def test_mintrec_is_built_with_its_intents_in_the_documented_order(tmp_path):
     )
 
 
+def test_mosei_is_built_from_segments_and_from_whole_videos(tmp_path):
+    path = tmp_path / "label.csv"
+    path.write_text("video_id,clip_id,text,label,mode,start,end\nv1,2,hello,-1.5,train,3.5,5.25\n")
+    options = {"labels": str(path), "media_folder": "Raw"}
+    mosei = ROOT / "data" / "cmu_mosei"
+    (segment,) = builder_clips(open_builder(mosei, options, tmp_path / "built"), "train")
+    assert (segment.path, segment.start_seconds, segment.labels) == ("Raw/v1/2.mp4", None, {"sentiment": -1.5})
+    (part,) = builder_clips(open_builder(mosei, {**options, "media": "videos"}, tmp_path / "built"), "train")
+    assert (part.path, part.start_seconds, part.end_seconds) == ("Raw/v1.mp4", 3.5, 5.25)
+
+
 @pytest.mark.skipif(not REAL_MELD.is_dir(), reason="MELD's CSVs are not in shared/data beside the checkout")
 def test_real_meld_split_by_episode_has_nearly_the_official_sizes():
     builder_class = dataset_builders._load_class(MELD / "meld_dataset_builder.py")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmei_jax.extraction.doctor_findings import Examination, Finding, find_repeats, find_shared, histogram
-from mmei_jax.extraction.doctor_lists import compare_classes, compare_splits
+from mmei_jax.extraction.doctor_lists import compare_classes, compare_splits, same_words
 from mmei_jax.extraction.published_facts import PublishedFacts
 from mmei_jax.records import Dataset, Split
 
@@ -44,7 +44,7 @@ def examine_shards(folder: Path, facts: PublishedFacts | None, examination: Exam
         InputError: the data set cannot be opened.
     """
     dataset = Dataset.open(folder)
-    order = [name for name in facts.splits if name in dataset.split_names] if facts else []
+    order = [name for name in (facts.splits if facts else ["train"]) if name in dataset.split_names]
     splits = {name: dataset.split(name) for name in dict.fromkeys([*order, *dataset.split_names])}
     examination.splits = {name: {"num_records": split.num_records} for name, split in splits.items()}
     examination.findings += _damaged(dataset)
@@ -56,8 +56,27 @@ def examine_shards(folder: Path, facts: PublishedFacts | None, examination: Exam
     for check, column in columns:
         values = {name: list(split.column(column)) for name, split in splits.items()}
         examination.findings += find_shared(values, check)
+    if dataset.spec.extras.get("transcript") == "string":
+        examination.findings += _repeated_texts(splits)
     for modality in sorted(dataset.spec.modalities):
         examination.findings += _examine_features(splits, modality, dataset.spec.modalities[modality].dim, examination)
+
+
+def _repeated_texts(splits: dict[str, Split]) -> list[Finding]:
+    keys = {
+        name: [
+            (record_id, (same_words(text), same_words(user or "")))
+            for record_id, text, user in zip(
+                split.ids(np.arange(split.num_records)),
+                split.column("extra_transcript"),
+                split.column("user_id"),
+                strict=True,
+            )
+            if text is not None
+        ]
+        for name, split in splits.items()
+    }
+    return find_repeats(keys, "duplicates_within", "duplicates_across")
 
 
 def _damaged(dataset: Dataset) -> list[Finding]:

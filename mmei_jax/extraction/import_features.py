@@ -85,7 +85,7 @@ class ImportOptions:
     overwrite: bool = False
 
 
-class _NonFiniteCounts:
+class NonFiniteCounts:
     """Values that are not finite, per modality."""
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ def _write(
     scalars: RecordColumns,
     splits: np.ndarray,
 ) -> dict[str, int]:
-    counts = _NonFiniteCounts()
+    counts = NonFiniteCounts()
     num_records = {}
     with DatasetWriter(
         options.output, spec, records_per_shard=options.records_per_shard, overwrite=options.overwrite
