@@ -14,6 +14,7 @@ from mmei_jax.extraction import dataset_builders
 from mmei_jax.extraction.dataset_builders import builder_clips, label_specs, open_builder, split_names
 from mmei_jax.extraction.utterance_lists import label_clips, read_clip_list, read_meld
 from mmei_jax.records import LabelSpec
+from mmei_jax.simulation import aigc_int
 from mmei_jax.types import InputError
 from tests import absent_modules, made_up_lists
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from mmei_jax.extraction.clip_builder import BuilderOption, ClipBuilder
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.records import LabelSpec
+from mmei_jax.simulation import aigc_int
 import numpy as np
 
 
@@ -236,6 +238,28 @@ def test_mintrec_is_built_with_its_intents_in_the_documented_order(tmp_path):
         {"intent": "Praise"},
         "S05E16",
     )
+
+
+RENDERED = """\
+id,split,path,audio_path,start_seconds,end_seconds,text,speaker,dialogue,turn,emotion,intent,optional
+sim-1-0,train,media/00000/sim-1-0.mp4,,,,"well, that is it",user-0,,,fear,create,
+sim-1-1,test,,,,,words alone,user-0,,,joy,relax,vision|audio
+"""
+
+
+def test_rendered_clips_are_built_with_the_label_order_of_the_simulator(tmp_path):
+    path = tmp_path / "clips.csv"
+    path.write_text(RENDERED)
+    builder = open_builder(ROOT / "data" / "aigc_int", {"list": str(path)}, tmp_path / "built")
+    (shown,) = builder_clips(builder, "train")
+    # The simulator has fear before disgust, MELD after it.
+    assert shown.labels == {"emotion": aigc_int.EMOTIONS.index("fear"), "intent": 2} == {"emotion": 5, "intent": 2}
+    assert (shown.path, shown.text) == (str(tmp_path / "media/00000/sim-1-0.mp4"), "well, that is it")
+    (said,) = builder_clips(builder, "test")
+    assert (said.path, said.optional, said.speaker) == (None, ("vision", "audio"), "user-0")
+    path.write_text(RENDERED.replace("fear", "angst"))
+    with pytest.raises(InputError, match="clip 'sim-1-0': emotion = 'angst': expected one of neutral, joy"):
+        open_builder(ROOT / "data" / "aigc_int", {"list": str(path)}, tmp_path / "built")
 
 
 def test_mosei_is_built_from_segments_and_from_whole_videos(tmp_path):
