@@ -1,6 +1,5 @@
 """TFDS builders by path: clips as they were read, no TensorFlow, and one clear line for every wrong option."""
 
-import csv
 import dataclasses
 import pickle
 import subprocess
@@ -20,7 +19,6 @@ from tests import absent_modules, made_up_lists
 
 ROOT = Path(__file__).parents[1]
 MELD = ROOT / "data" / "meld"
-REAL_MELD = Path(__file__).parents[2] / "shared" / "data" / "meld"
 
 BUILDER = '''
 from pathlib import Path
@@ -271,15 +269,3 @@ def test_mosei_is_built_from_segments_and_from_whole_videos(tmp_path):
     assert (segment.path, segment.start_seconds, segment.labels) == ("Raw/v1/2.mp4", None, {"sentiment": -1.5})
     (part,) = builder_clips(open_builder(mosei, {**options, "media": "videos"}, tmp_path / "built"), "train")
     assert (part.path, part.start_seconds, part.end_seconds) == ("Raw/v1.mp4", 3.5, 5.25)
-
-
-@pytest.mark.skipif(not REAL_MELD.is_dir(), reason="MELD's CSVs are not in shared/data beside the checkout")
-def test_real_meld_split_by_episode_has_nearly_the_official_sizes():
-    builder_class = dataset_builders._load_class(MELD / "meld_dataset_builder.py")
-    clips = builder_class.read_clips({"folder": str(REAL_MELD), "clips_folder": "", "splits": "episode"})
-    assert [sum(clip.split == split for clip in clips) for split in ("train", "dev", "test")] == [9989, 1109, 2610]
-    episodes = []
-    for file_name in made_up_lists.MELD_FILES.values():
-        with (REAL_MELD / file_name).open(newline="", encoding="utf-8") as stream:
-            episodes += [(row["Season"], row["Episode"]) for row in csv.DictReader(stream)]
-    assert len(set(zip(episodes, [clip.split for clip in clips], strict=True))) == len(set(episodes)) == 190

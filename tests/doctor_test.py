@@ -1,6 +1,8 @@
 """The doctor on whole data sets: what is published is found, and a change is found as exactly that change."""
 
 import copy
+import csv
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmei_jax.extraction import doctor
+from mmei_jax.extraction.dataset_builders import builder_utterances, open_builder, split_names
 from mmei_jax.extraction.doctor_lists import same_words
 from mmei_jax.extraction.utterance_lists import read_meld, write_clip_list
 from tests import made_up_lists, made_up_media
@@ -271,3 +274,65 @@ def run_shared(tmp_path, name, *flags):
 def test_texts_are_the_same_when_case_and_spaces_differ_and_not_otherwise():
     assert same_words("  What?\tNO way ") == same_words("what? no WAY")
     assert same_words("What?") != same_words("What")
+
+
+@needs_meld
+@pytest.mark.slow
+def test_changes_of_meld_are_found_as_exactly_those_changes(tmp_path):
+    rows = {}
+    for split, file_name in made_up_lists.MELD_FILES.items():
+        with (SHARED / "meld" / file_name).open(newline="", encoding="utf-8") as stream:
+            rows[split] = list(csv.DictReader(stream))
+    flags = [f"--published={DATA / 'meld'}"]
+    before = run(made_up_lists.write_meld(tmp_path / "original", rows), *flags, code=0)
+
+    def examine_with(change):
+        changed = copy.deepcopy(rows)
+        change(changed)
+        return run(made_up_lists.write_meld(tmp_path / "changed", changed), *flags, code=1)
+
+    def repeat(changed):
+        taken = changed["train"][0]
+        changed["train"][2].update({key: taken[key] for key in ("Utterance", "Speaker")})
+
+    assert rows["train"][0]["Speaker"] == rows["train"][2]["Speaker"] == "Chandler"
+    assert changes(before, examine_with(repeat)) == {("duplicates_within", "train"): (615, 616)}
+
+    def exchange(changed):
+        for row in changed["test"]:
+            row["Emotion"] = {"joy": "fear", "fear": "joy"}.get(row["Emotion"], row["Emotion"])
+
+    report = examine_with(exchange)
+    assert changes(before, report) == {("label_order", "test/emotion"): (None, ["joy", "fear"])}
+
+    # The one test episode that is not in train becomes one that is in train and test already, and not in dev.
+    episodes = {split: {(row["Season"], row["Episode"]) for row in found} for split, found in rows.items()}
+    (alone,) = episodes["test"] - episodes["train"]
+    other = min(episodes["train"] - episodes["test"] - episodes["dev"])
+
+    def share(changed):
+        for row in changed["test"]:
+            if (row["Season"], row["Episode"]) == alone:
+                row["Season"], row["Episode"] = other
+
+    assert alone not in episodes["dev"]
+    assert changes(before, examine_with(share)) == {("shared_episodes", "train & test"): (142, 143)}
+
+
+@needs_meld
+@pytest.mark.slow
+def test_episode_disjoint_split_of_meld_is_the_documented_one_and_a_shared_episode_is_the_only_change(tmp_path):
+    options = {"folder": str(SHARED / "meld"), "splits": "episode"}
+    builder = open_builder(DATA / "meld", options, tmp_path / "built")
+    utterances = [item for split in split_names(builder) for item in builder_utterances(builder, split)]
+    flags = [f"--published={DATA / 'meld' / 'episode_split.json'}"]
+    write_clip_list(tmp_path / "clips.csv", utterances)
+    before = run(tmp_path / "clips.csv", *flags, code=0)
+    assert not [item for item in before["findings"] if item["check"] in ("shared_episodes", "shared_dialogues")]
+    position = next(index for index, item in enumerate(utterances) if item.clip.split == "test")
+    episode = next(item.episode for item in utterances if item.clip.split == "train")
+    utterances[position] = dataclasses.replace(utterances[position], episode=episode)
+    write_clip_list(tmp_path / "changed.csv", utterances)
+    after = run(tmp_path / "changed.csv", *flags, code=1)
+    assert changes(before, after) == {("shared_episodes", "train & test"): (None, 1)}
+    assert difference(before, after) == ["/num_unexpected", "/splits/test/num_episodes"]

@@ -1,10 +1,15 @@
 """A split whose groups are whole, of the sizes of another one."""
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mmei_jax.extraction.splitting import check_groups_undivided, split_like
 from mmei_jax.types import InputError
+
+MELD = Path(__file__).parents[2] / "shared" / "data" / "meld"
 
 
 def draw(num_records=2000, num_groups=150):
@@ -34,3 +39,17 @@ def test_split_depends_on_the_seed_alone():
 def test_fewer_groups_than_splits_are_refused():
     with pytest.raises(InputError, match="1 groups for 2 splits"):
         split_like(np.array(["a", "a"]), np.array(["train", "test"]), seed=0)
+
+
+@pytest.mark.skipif(not MELD.is_dir(), reason="MELD's CSVs are not in shared/data beside the checkout")
+def test_whole_episodes_of_meld_are_dealt_to_splits_of_the_official_sizes():
+    episodes, official = [], []
+    for split in ("train", "dev", "test"):
+        with (MELD / f"{split}_sent_emo.csv").open(newline="", encoding="utf-8") as stream:
+            found = [f"s{row['Season']}e{row['Episode']}" for row in csv.DictReader(stream)]
+        episodes += found
+        official += [split] * len(found)
+    new = split_like(np.array(episodes), np.array(official), seed=0)
+    check_groups_undivided(np.array(episodes), new)
+    assert [int((new == split).sum()) for split in ("train", "dev", "test")] == [9989, 1109, 2610]
+    assert len(set(episodes)) == 190
