@@ -1,6 +1,7 @@
 """TFDS builders by path: clips as they were read, no TensorFlow, and one clear line for every wrong option."""
 
 import dataclasses
+import functools
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mmei_jax.extraction import dataset_builders
+from mmei_jax.extraction.clip_builder import ClipBuilder
 from mmei_jax.extraction.dataset_builders import builder_clips, label_specs, open_builder, split_names
 from mmei_jax.extraction.utterance_lists import label_clips, read_clip_list, read_meld
 from mmei_jax.records import LabelSpec
@@ -106,6 +108,34 @@ def test_builder_crosses_to_another_process(made, tmp_path):
     builder = open_builder(made, {"word": "hello"}, tmp_path / "built")
     other = pickle.loads(pickle.dumps(builder))
     assert all(map(equal, builder_clips(other, "train"), builder_clips(builder, "train")))
+
+
+def test_order_is_kept_over_several_files(tmp_path, monkeypatch):
+    settings = functools.partial(dataset_builders.tfds.download.DownloadConfig, num_shards=3)
+    monkeypatch.setattr(dataset_builders.tfds.download, "DownloadConfig", settings)
+    folder = made_up_lists.write_meld(tmp_path / "meld", made_up_lists.meld_rows())
+    builder = open_builder(MELD, {"folder": str(folder)}, tmp_path / "built")
+    assert builder.info.splits["train"].num_shards == 3
+    expected = [utterance.clip.id for utterance in read_meld(folder) if utterance.clip.split == "train"]
+    assert [clip.id for clip in builder_clips(builder, "train")] == expected
+
+
+def test_a_process_that_was_slower_takes_what_the_faster_one_built(made, tmp_path, monkeypatch):
+    build = ClipBuilder.download_and_prepare
+
+    def build_twice(self, **settings):
+        build(self, **settings)
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(ClipBuilder, "download_and_prepare", build_twice)
+    assert len(list(builder_clips(open_builder(made, {"word": "w"}, tmp_path / "built"), "train"))) == 3
+
+    def fail(self, **settings):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ClipBuilder, "download_and_prepare", fail)
+    with pytest.raises(OSError, match="No space"):
+        open_builder(made, {"word": "other"}, tmp_path / "built")
 
 
 def test_two_builders_of_one_name_do_not_meet(made, tmp_path):

@@ -209,6 +209,8 @@ def test_list_of_clips_is_examined_with_its_media_and_episodes(tmp_path, origina
     speakers = {("shared_speakers", where) for where in ("train & dev", "train & test", "dev & test")}
     report = run(tmp_path / "clips.csv", f"--media={tmp_path}", code=1)
     assert set(findings_of(report)) == speakers
+    report = run(tmp_path / "clips.csv", f"--media={tmp_path}", "--accept=long_clips,shared_speakers", code=0)
+    assert set(findings_of(report)) == speakers
     assert report["splits"] == original[2]["splits"]
     assert report["class_counts"]["emotion"]["train"]["joy"] == sum(
         row["Emotion"] == "joy" for row in original[0]["train"]
@@ -224,6 +226,7 @@ def test_input_that_is_no_data_set_is_told_in_one_line(tmp_path, capsys, origina
         ([tmp_path / "original", f"--published={tmp_path / 'empty'}"], "published.json: no such file"),
         ([tmp_path / "original", f"--published={DATA / 'mintrec'}"], "is of format mintrec"),
         ([tmp_path / "original", f"--media={tmp_path / 'nowhere'}"], "no such folder of media"),
+        ([tmp_path / "original", "--accept=shared_voices"], "'shared_voices' is no check"),
     ]:
         assert doctor.main([str(argument) for argument in arguments]) == 2
         captured = capsys.readouterr()

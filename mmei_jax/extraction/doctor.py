@@ -10,7 +10,7 @@ Exit code 0: nothing was found that is not known; 1: something was; 2: the input
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,11 @@ _ACCEPTED = (
 
 
 def examine(
-    path: Path, facts: PublishedFacts | None = None, media_folder: Path | None = None, max_seconds: float = 60.0
+    path: Path,
+    facts: PublishedFacts | None = None,
+    media_folder: Path | None = None,
+    max_seconds: float = 60.0,
+    accepted: Collection[str] = (),
 ) -> Examination:
     """Examines a data set.
 
@@ -46,6 +50,7 @@ def examine(
         media_folder: where media are: MELD.Raw, MMSA's Raw, or the folder that a list's paths are relative to. None: no
             media are opened.
         max_seconds: a longer clip is a finding.
+        accepted: checks of which every finding counts as known.
 
     Raises:
         InputError: ``path`` is none of the accepted inputs or cannot be read, or the facts are of another format.
@@ -66,7 +71,7 @@ def examine(
             faults = examine_media(group_by_split(utterances, facts), examination, max_seconds)
             examination.not_checked += [f"what is in {name}: {fault}" for name, fault in sorted(faults.items())]
     examination.not_found = list_not_found(examination.findings, facts)
-    examination.findings = judge(examination.findings, facts)
+    examination.findings = judge(examination.findings, facts, accepted)
     return examination
 
 
@@ -127,13 +132,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--published", type=Path, help=f"{FILE_NAME} with counts and known findings, or its folder")
     parser.add_argument("--media", type=Path, metavar="FOLDER", help="open the media in it")
     parser.add_argument("--max_seconds", type=float, default=60.0, help="longer clips are told (default: %(default)s)")
+    parser.add_argument(
+        "--accept", default="", metavar="CHECK,...", help="checks whose findings are no reason for code 1"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     flags = parser.parse_args(arguments)
 
     def run() -> int:
         if flags.media is not None and not flags.media.is_dir():
             raise InputError(f"{flags.media}: no such folder of media")
-        examination = examine(flags.input, _find_table(flags.input, flags.published), flags.media, flags.max_seconds)
+        accepted = [name for name in flags.accept.split(",") if name]
+        unknown = sorted(set(accepted) - set(CHECKS))
+        if unknown:
+            raise InputError(f"--accept={flags.accept}: {unknown[0]!r} is no check; --help lists them")
+        facts = _find_table(flags.input, flags.published)
+        examination = examine(flags.input, facts, flags.media, flags.max_seconds, accepted)
         print(describe(examination))
         if flags.json is not None:
             _write_json(flags.json, examination.to_json())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,16 +104,23 @@ class Examination:
         return {**dataclasses.asdict(self), "num_unexpected": self.num_unexpected}
 
 
-def judge(findings: Iterable[Finding], facts: PublishedFacts | None) -> list[Finding]:
+def judge(findings: Iterable[Finding], facts: PublishedFacts | None, accepted: Collection[str] = ()) -> list[Finding]:
     """The findings with what is known of them.
 
     A finding is known when the published file lists its check, place and value; one that is about single clips also
     when it lists the clips: if only some of them, it becomes two findings.
+
+    Args:
+        findings: as the examinations gave them.
+        facts: what is published, None for nothing.
+        accepted: checks of which every finding counts as known.
     """
     judged: list[Finding] = []
     for finding in findings:
         key = (finding.check, finding.where)
-        if facts is None:
+        if finding.check in accepted:
+            judged.append(dataclasses.replace(finding, is_known=True))
+        elif facts is None:
             judged.append(finding)
         elif key in facts.known_findings:
             known = facts.known_findings[key]
