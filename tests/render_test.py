@@ -160,7 +160,7 @@ def test_record_without_any_modality_is_not_listed():
 def test_video_decodes_to_the_frames_that_were_drawn(rendered, plans):
     plan = plans[0]
     num_frames = plan.num_frames(10)
-    drawn = draw_frames(plan, render.render_voice(plan, OPTIONS)[0], num_frames, 10, 64)
+    drawn = np.stack(list(draw_frames(plan, render.render_voice(plan, OPTIONS)[0], num_frames, 10, 64)))
     with av.open(str(rendered / render.list_row(plan)["path"])) as container:
         video = container.streams.video[0]
         assert (video.codec_context.name, video.average_rate) == ("h264", 10)

@@ -117,7 +117,9 @@ def render_files(plan: RecordPlan, options: RenderOptions) -> dict[str, bytes]:
     if plan.is_present("vision"):
         num_frames = plan.num_frames(options.frames_per_second)
         frames = draw_frames(plan, track, num_frames, options.frames_per_second, options.size)
-        files[f"{plan.id}.mp4"] = encode_mp4(frames, options.frames_per_second, sound, options.sample_rate_hz)
+        files[f"{plan.id}.mp4"] = encode_mp4(
+            frames, options.size, options.frames_per_second, sound, options.sample_rate_hz
+        )
     elif sound is not None:
         files[f"{plan.id}.wav"] = encode_wav(sound, options.sample_rate_hz)
     if plan.is_present("text"):

@@ -1,5 +1,6 @@
 """Draws a face with given parameters (*simulated*), and all frames of a record: on a finer grid, then reduced."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -225,8 +226,8 @@ class FacePainter:
 
 def draw_frames(
     plan: RecordPlan, voice: VoiceTrack, num_frames: int, frames_per_second: int, size: int, only: int | None = None
-) -> UInt8[np.ndarray, "frames height width channels"]:
-    """The frames of a record that has vision: red, green and blue.
+) -> Iterator[UInt8[np.ndarray, "height width channels"]]:
+    """Yields the frames of a record that has vision, one at a time: red, green and blue.
 
     Args:
         plan: the record.
@@ -238,9 +239,7 @@ def draw_frames(
     """
     painter = FacePainter(draw_identity(plan.user_generator()), draw_scene(plan.generator("background")), size)
     noise = plan.generator("pixels")
-    frames = []
     for index, parameters in enumerate(animate(plan, voice, num_frames, frames_per_second)):
         grain = constants.PIXEL_DEVIATION * noise.standard_normal((size, size, 1), dtype=np.float32)
         if only in (None, index):
-            frames.append(np.clip(painter.paint(parameters) + grain + 0.5, 0.0, 255.0).astype(np.uint8))
-    return np.stack(frames)
+            yield np.clip(painter.paint(parameters) + grain + 0.5, 0.0, 255.0).astype(np.uint8)

@@ -5,6 +5,7 @@ Every codec runs in one thread, and no file says when it was made.
 
 import io
 import wave
+from collections.abc import Iterable
 from fractions import Fraction
 
 import av
@@ -39,7 +40,8 @@ def encode_wav(sound: Float[np.ndarray, "samples"], sample_rate_hz: int) -> byte
 
 
 def encode_mp4(
-    frames: UInt8[np.ndarray, "frames height width channels"],
+    frames: Iterable[UInt8[np.ndarray, "height width channels"]],
+    size: int,
     frames_per_second: int,
     sound: Float[np.ndarray, "samples"] | None = None,
     sample_rate_hz: int = 16_000,
@@ -47,7 +49,8 @@ def encode_mp4(
     """A video, with sound or without.
 
     Args:
-        frames: red, green and blue; height and width even.
+        frames: red, green and blue; each is encoded before the next one is asked for.
+        size: height and width of every frame, even.
         frames_per_second: constant.
         sound: in [-1, 1], one channel; None for a file without an audio stream.
         sample_rate_hz: of the sound, one of :data:`SAMPLE_RATES_HZ`.
@@ -57,7 +60,7 @@ def encode_mp4(
     options = {"fflags": "+bitexact", "movie_timescale": str(sample_rate_hz)}
     with av.open(buffer, "w", format="mp4", options=options) as container:
         video = container.add_stream("libx264", rate=frames_per_second, options=_VIDEO_OPTIONS)
-        video.height, video.width = frames.shape[1:3]
+        video.height = video.width = size
         video.pix_fmt = "yuv420p"
         video.thread_count = 1
         video.codec_context.flags |= av.codec.context.Flags.bitexact

@@ -79,4 +79,4 @@ def _clearest_frame(plan: RecordPlan, size: int, frames_per_second: int) -> UInt
     first, last = int(starts[longest] * scale), int(np.ceil(ends[longest] * scale))
     run = animate(plan, voice, num_frames, frames_per_second)[first:last]
     typical = first + int(np.argmin(np.abs(run - np.median(run, axis=0)).sum(axis=1)))
-    return draw_frames(plan, voice, num_frames, frames_per_second, size, only=typical)[0]
+    return next(draw_frames(plan, voice, num_frames, frames_per_second, size, only=typical))
