@@ -47,6 +47,7 @@ SIDES = {
     PADDED: "benchmarks.encoders_torch:padded",
     SORTED: "benchmarks.encoders_torch:sorted_by_length",
 }
+COLD_START = "cold start"
 CONVERSION_SECONDS, CONVERSION_MEMORY, COMPILATION_SECONDS = 10.0, 1.5, 0.3
 
 
@@ -144,7 +145,7 @@ def _operations(case: Case, encoder: Pretrained) -> float:
     return matmul_operations(lambda *each: encoder.module.apply({"params": encoder.parameters}, *each), *inputs)
 
 
-def measure_case(case: Case, *, num_rounds: int) -> list[dict[str, Any]]:
+def measure_case(case: Case, *, num_rounds: int, is_quick: bool = False) -> list[dict[str, Any]]:
     """One entry for each peer of the case.
 
     Raises:
@@ -163,6 +164,7 @@ def measure_case(case: Case, *, num_rounds: int) -> list[dict[str, Any]]:
             num_rounds=num_rounds,
             agree=lambda a, b: rounds.differ_by(a, b, relative=case.tolerance),
             environment={name: ours if name == rounds.OURS else theirs for name in (rounds.OURS, *peers)},
+            is_quick=is_quick,
         )
     settings, seconds = timing.settings[rounds.OURS], timing.median_seconds(rounds.OURS)
     share = settings["matmul_gflop"] / seconds / settings["measured_matmul_gflop_per_second"]
@@ -239,7 +241,8 @@ def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _print(entries: Sequence[dict[str, Any]]) -> None:
     for entry in entries:
-        print(f"{entry['case']}: {entry['ratio']:.2f} against {entry['peer']}", flush=True)
+        ratio = "only disturbed rounds" if entry["ratio"] is None else f"{entry['ratio']:.2f}"
+        print(f"{entry['case']}: {ratio} against {entry['peer']}", flush=True)
         for key in ("ratio_range", "our_settings", "peer_settings", "our_share_of_measured_matmul_rate", "found"):
             if key in entry:
                 print(f"  {key}: {entry[key]}", flush=True)
@@ -255,19 +258,19 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = Path("/dev/nvidia0").exists()
     entries: list[dict[str, Any]] = []
-    for case in QUICK_CASES if arguments.quick else CASES:
-        if arguments.case not in case.name:
-            continue
+    others = () if arguments.quick else (COLD_START,)
+    for case in rounds.chosen_cases(parser, QUICK_CASES if arguments.quick else CASES, arguments.case, others):
         if case.platform == "gpu" and not has_gpu:
             entries.extend(
                 {"case": f"{case.name}: not measured (no GPU)", "peer": peer, "ratio": None, "goal": goal}
                 for peer, goal in case.goals
             )
             continue
-        found = measure_case(case, num_rounds=2 if arguments.quick else arguments.num_rounds)
+        num_rounds = 2 if arguments.quick else arguments.num_rounds
+        found = measure_case(case, num_rounds=num_rounds, is_quick=arguments.quick)
         _print(found)
         entries.extend(found)
-    if arguments.case in "cold start" and not arguments.quick:
+    if arguments.case in COLD_START and not arguments.quick:
         found = cold_start(num_layers=12)
         _print(found)
         entries.extend(found)

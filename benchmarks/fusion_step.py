@@ -237,7 +237,9 @@ SIDES = {
 }
 
 
-def measure_case(case: Case, *, num_rounds: int, sides: Mapping[str, str] = SIDES) -> list[dict[str, Any]]:
+def measure_case(
+    case: Case, *, num_rounds: int, sides: Mapping[str, str] = SIDES, is_quick: bool = False
+) -> list[dict[str, Any]]:
     """One entry for each peer of the case.
 
     Raises:
@@ -253,6 +255,7 @@ def measure_case(case: Case, *, num_rounds: int, sides: Mapping[str, str] = SIDE
         num_rounds=num_rounds,
         agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=case.tolerance),
         environment={name: ours if name == rounds.OURS else theirs for name in chosen},
+        is_quick=is_quick,
     )
     settings = timing.settings[rounds.OURS]
     rate = case.num_updates / timing.median_seconds(rounds.OURS)
@@ -281,21 +284,19 @@ def main() -> None:
     arguments = parser.parse_args()
     has_gpu = Path("/dev/nvidia0").exists()
     entries: list[dict[str, Any]] = []
-    for case in QUICK_CASES if arguments.quick else CASES:
-        if arguments.case not in case.name:
-            continue
+    for case in rounds.chosen_cases(parser, QUICK_CASES if arguments.quick else CASES, arguments.case):
         if case.platform == "gpu" and not has_gpu:
             entries.extend(
                 {"case": f"{case.name}: not measured (no GPU)", "peer": peer, "ratio": None, "goal": goal}
                 for peer, goal in case.goals.items()
             )
             continue
-        found = measure_case(case, num_rounds=2 if arguments.quick else arguments.num_rounds)
+        found = measure_case(case, num_rounds=2 if arguments.quick else arguments.num_rounds, is_quick=arguments.quick)
         entries.extend(found)
         for entry in found:
             print(
                 f"{case.name}: {entry['our_updates_per_second']:.2f} updates/s against {entry['peer']} "
-                f"{entry['peer_updates_per_second']:.2f}, ratios {entry['ratio_range']}, "
+                f"{entry['peer_updates_per_second']:.2f}, {rounds.spread(entry)}, "
                 f"{100 * entry['our_share_of_measured_matmul_rate']:.0f} % of the measured matmul rate",
                 flush=True,
             )

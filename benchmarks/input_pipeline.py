@@ -89,7 +89,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             case = Case(Path(folder), lengths, num_records, is_quick=options.quick)
             make_data(case)
-            timing = rounds.measure_sides(SIDES, case, num_rounds=num_rounds, agree=agree)
+            timing = rounds.measure_sides(SIDES, case, num_rounds=num_rounds, agree=agree, is_quick=options.quick)
         _print_rates(case, timing)
         peers = [name for name in SIDES if name not in (rounds.OURS, OUR_HOST)]
         cases += [_record(case, timing, our, peer) for our in (rounds.OURS, OUR_HOST) for peer in peers]
@@ -286,7 +286,7 @@ def _record(case: Case, timing: rounds.Timing, our: str, peer: str) -> dict[str,
     chosen = rounds.Timing(
         seconds={rounds.OURS: timing.seconds[our], peer: timing.seconds[peer]},
         settings={rounds.OURS: timing.settings[our], peer: timing.settings[peer]},
-        num_disturbed_rounds=timing.num_disturbed_rounds,
+        is_disturbed=timing.is_disturbed,
     )
     num_records = NUM_EPOCHS * case.num_records
     return rounds.case_record(

@@ -83,6 +83,7 @@ def main() -> None:
             num_rounds=2 if options.quick else 5,
             agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=1e-5),
             environment={name: {"JAX_PLATFORMS": "cpu"} for name in SIDES},
+            is_quick=options.quick,
         )
         rows, shared, columns = shape
         operations = 2e-9 * rows * shared * columns

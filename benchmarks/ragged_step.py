@@ -335,6 +335,7 @@ def main() -> None:
             num_rounds=2 if arguments.quick else arguments.num_rounds,
             agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=2e-5),
             environment={name: {"JAX_PLATFORMS": "cpu"} for name in (rounds.OURS, *peers)},
+            is_quick=arguments.quick,
         )
     num_records = 32 * case.num_updates
     name = "cpu, batch 32, lengths of utterances" + (", 1 layer (quick)" if arguments.quick else "")
@@ -352,7 +353,7 @@ def main() -> None:
     for entry in entries:
         print(
             f"{entry['our_records_per_second']} records/s packed against {entry['peer']} "
-            f"{entry['peer_records_per_second']}, ratios {entry['ratio_range']}\n"
+            f"{entry['peer_records_per_second']}, {rounds.spread(entry)}\n"
             f"  ours: {json.dumps(entry['our_settings'])}\n  {entry['peer']}: {json.dumps(entry['peer_settings'])}",
             flush=True,
         )

@@ -2,11 +2,13 @@
 
 A side is a function of this repository that a new process calls with a case: it builds what is measured, and returns
 :class:`Ready`. Only one side works at a time: torch's threads keep spinning after a call and would slow down whatever
-else runs in their process, so no two sides share one. A round measures each side once, in alternating order; a round
-during which other processes kept the machine busy is void and made again. Ratios are medians over rounds of
-``peer seconds / our seconds``: above 1 we are faster.
+else runs in their process, so no two sides share one. A round measures each side, in alternating order and for at least
+:data:`MIN_SIDE_SECONDS` each; a round during which other processes kept the machine busy is void and made again. Where
+the tries run out it is kept as disturbed: it counts for nothing beside rounds that are not, and where there are no
+others no ratio is given. Ratios are medians over rounds of ``peer seconds / our seconds``: above 1 we are faster.
 """
 
+import argparse
 import datetime
 import importlib
 import json
@@ -31,8 +33,14 @@ from mmei_jax.workdir import write_json
 OURS = "ours"
 # Share of the machine's processor time that others may take during a round.
 MAX_FOREIGN_SHARE = 0.05
-# Void rounds, in a row, after which the round is kept and counted as disturbed.
-MAX_VOID_ROUNDS = 5
+# A side repeats its work until a round has this much of it: the system counts processor time in hundredths of a second,
+# so that the share that others took of a shorter round could not be told.
+MIN_SIDE_SECONDS = 0.5
+# Tries of a round, after which it is kept and counted as disturbed; in quick runs, which must end soon.
+MAX_TRIES, MAX_QUICK_TRIES = 5, 2
+
+
+_STARTED = time.time()
 
 
 class SidesDiffer(RuntimeError):
@@ -61,25 +69,38 @@ class Timing:
     Attributes:
         seconds: by side, one number per round.
         settings: by side.
-        num_disturbed_rounds: rounds kept although other processes were busy in each attempt.
+        is_disturbed: by round, whether it was kept although other processes were busy in each try.
     """
 
     seconds: Mapping[str, Sequence[float]]
     settings: Mapping[str, Mapping[str, Any]]
-    num_disturbed_rounds: int
+    is_disturbed: Sequence[bool]
+
+    @property
+    def has_only_disturbed_rounds(self) -> bool:
+        """Whether no figure of it can be believed."""
+        return all(self.is_disturbed)
 
     def median_seconds(self, side: str) -> float:
-        """Median over the rounds."""
-        return statistics.median(self.seconds[side])
+        """Median over the rounds that count."""
+        return statistics.median(self._counted(side))
 
     def ratio(self, peer: str, ours: str = OURS) -> float:
-        """Median over the rounds of the peer's seconds divided by ours."""
-        return statistics.median(b / a for a, b in zip(self.seconds[ours], self.seconds[peer], strict=True))
+        """Median over the rounds that count of the peer's seconds divided by ours."""
+        return statistics.median(self._ratios(peer, ours))
 
     def ratio_range(self, peer: str, ours: str = OURS) -> tuple[float, float]:
-        """Smallest and largest ratio of a round."""
-        ratios = [b / a for a, b in zip(self.seconds[ours], self.seconds[peer], strict=True)]
+        """Smallest and largest ratio of a round that counts."""
+        ratios = self._ratios(peer, ours)
         return min(ratios), max(ratios)
+
+    def _ratios(self, peer: str, ours: str) -> list[float]:
+        return [b / a for a, b in zip(self._counted(ours), self._counted(peer), strict=True)]
+
+    def _counted(self, side: str) -> list[float]:
+        """Of the undisturbed rounds; of all, where there is none."""
+        rounds = zip(self.seconds[side], self.is_disturbed, strict=True)
+        return [value for value, is_disturbed in rounds if not is_disturbed or self.has_only_disturbed_rounds]
 
 
 def measure_sides(
@@ -89,6 +110,7 @@ def measure_sides(
     num_rounds: int,
     agree: Callable[[Any, Any], str],
     environment: Mapping[str, Mapping[str, str]] | None = None,
+    is_quick: bool = False,
 ) -> Timing:
     """Builds every side in a process of its own, checks that they agree, and measures them in turns.
 
@@ -99,6 +121,7 @@ def measure_sides(
         num_rounds: rounds that count.
         agree: given our evidence and a peer's, says in one line how they differ; ``""`` where they agree.
         environment: by side, variables that its process has besides this one's.
+        is_quick: whether a round that others disturb is made again once only.
 
     Raises:
         SidesDiffer: ``agree`` said so; nothing was measured.
@@ -111,6 +134,7 @@ def measure_sides(
     try:
         evidence, settings = {}, {}
         for name, worker in workers.items():
+            print(f"building and warming up: {name}", file=sys.stderr, flush=True)
             worker.start()
             evidence[name], settings[name] = worker.receive()
         for name in sides:
@@ -118,17 +142,18 @@ def measure_sides(
             if difference:
                 raise SidesDiffer(f"{name} and {OURS} differ, so that no ratio is given: {difference}")
         seconds: dict[str, list[float]] = {name: [] for name in sides}
-        num_disturbed = 0
+        disturbed = []
         for index in range(num_rounds):
             order = list(workers) if index % 2 == 0 else list(workers)[::-1]
-            found, is_disturbed = _one_round(workers, order)
-            num_disturbed += is_disturbed
+            title = f"round {index + 1} of {num_rounds}"
+            found, is_disturbed = _one_round(workers, order, title, MAX_QUICK_TRIES if is_quick else MAX_TRIES)
+            disturbed.append(is_disturbed)
             for name, value in found.items():
                 seconds[name].append(value)
     finally:
         for worker in workers.values():
             worker.stop()
-    return Timing(seconds, settings, num_disturbed)
+    return Timing(seconds, settings, disturbed)
 
 
 def differ_by(ours: Any, theirs: Any, *, relative: float) -> str:
@@ -143,28 +168,53 @@ def differ_by(ours: Any, theirs: Any, *, relative: float) -> str:
     return f"largest absolute difference {largest:.3g}, allowed {allowed:.3g}"
 
 
+def chosen_cases(
+    parser: argparse.ArgumentParser, cases: Sequence[Any], words: str, others: Sequence[str] = ()
+) -> list[Any]:
+    """The cases whose ``name`` contains ``words``; ends the command with a line that lists the names where none does.
+
+    Args:
+        parser: of the command.
+        cases: those that there are.
+        words: what ``--case`` gave.
+        others: names of what the benchmark measures besides.
+    """
+    chosen = [case for case in cases if words in case.name]
+    if not chosen and not any(words in name for name in others):
+        names = [*(case.name for case in cases), *others]
+        parser.error(f"--case={words}: expected a part of one of: " + "; ".join(names))
+    return chosen
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions by package name."""
     return {name: metadata.version(name) for name in packages}
 
 
 def case_record(name: str, timing: Timing, peer: str, *, goal: float | None, **more: Any) -> dict[str, Any]:
-    """One entry of a benchmark's ``cases``, with the spread of its rounds."""
+    """One entry of a benchmark's ``cases``, with the spread of its rounds; its ratio is None if all were disturbed."""
     low, high = timing.ratio_range(peer)
     return {
         "case": name,
         "peer": peer,
-        "ratio": round(timing.ratio(peer), 4),
+        "ratio": None if timing.has_only_disturbed_rounds else round(timing.ratio(peer), 4),
         "goal": goal,
         "ratio_range": [round(low, 4), round(high, 4)],
-        "num_rounds": len(timing.seconds[peer]),
-        "num_disturbed_rounds": timing.num_disturbed_rounds,
+        "num_rounds": len(timing.is_disturbed),
+        "num_disturbed_rounds": sum(timing.is_disturbed),
+        "has_only_disturbed_rounds": timing.has_only_disturbed_rounds,
         "our_median_seconds": timing.median_seconds(OURS),
         "peer_median_seconds": timing.median_seconds(peer),
         "our_settings": dict(timing.settings[OURS]),
         "peer_settings": dict(timing.settings[peer]),
         **more,
     }
+
+
+def spread(entry: Mapping[str, Any]) -> str:
+    """The range of a case's ratios, in words."""
+    title = "ratios of disturbed rounds" if entry["has_only_disturbed_rounds"] else "ratios"
+    return f"{title} {entry['ratio_range']}"
 
 
 def print_summary(benchmark: str, cases: Sequence[Mapping[str, Any]], results: str | None, **context: Any) -> None:
@@ -184,6 +234,7 @@ def print_summary(benchmark: str, cases: Sequence[Mapping[str, Any]], results: s
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(total_line())
     summary = {"benchmark": benchmark, "cases": list(cases)}
     if results is not None:
         about = {
@@ -193,6 +244,11 @@ def print_summary(benchmark: str, cases: Sequence[Mapping[str, Any]], results: s
         }
         write_json(Path(results), {**about, **context, **summary})
     print(json.dumps(summary), flush=True)
+
+
+def total_line() -> str:
+    """How long this process has been at work."""
+    return f"total: {time.time() - _STARTED:.0f} s"
 
 
 def describe_machine() -> str:
@@ -268,20 +324,41 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _one_round(workers: Mapping[str, _Worker], order: Sequence[str]) -> tuple[dict[str, float], bool]:
+def _one_round(
+    workers: Mapping[str, _Worker], order: Sequence[str], title: str, max_tries: int
+) -> tuple[dict[str, float], bool]:
     """Each side's seconds, and whether others were busy all the same."""
     found: dict[str, float] = {}
-    for _ in range(MAX_VOID_ROUNDS):
+    for attempt in range(1, max_tries + 1):
         started, busy = time.perf_counter(), _machine_cpu_seconds()
         own = sum(worker.cpu_seconds() for worker in workers.values())
-        found = {name: workers[name].measure() for name in order}
+        found = {name: _measure_long_enough(workers[name]) for name in order}
         own = sum(worker.cpu_seconds() for worker in workers.values()) - own
         foreign = _machine_cpu_seconds() - busy - own
-        available = (time.perf_counter() - started) * (os.cpu_count() or 1)
-        # The system counts in hundredths of a second: shorter rounds cannot be judged more finely.
-        if foreign <= max(MAX_FOREIGN_SHARE * available, 0.05):
-            return found, False
-    return found, True
+        # A side that gives what it measured beforehand makes a round of no length, of which no share can be told.
+        seconds = max(time.perf_counter() - started, MIN_SIDE_SECONDS)
+        share = foreign / (seconds * (os.cpu_count() or 1))
+        is_disturbed = share > MAX_FOREIGN_SHARE
+        line = f"{title}: " + ", ".join(f"{name} {found[name]:.3g} s" for name in workers)
+        if is_disturbed:
+            end = "made again" if attempt < max_tries else "kept as disturbed"
+            line += f"; void, {share:.0%} of the processors went to other programs: {end}"
+        print(line, file=sys.stderr, flush=True)
+        if not is_disturbed:
+            break
+    return found, is_disturbed
+
+
+def _measure_long_enough(worker: _Worker) -> float:
+    """Mean seconds of as many measurements as make the round long enough."""
+    found: list[float] = []
+    spent = 0.0
+    while spent < MIN_SIDE_SECONDS:
+        started = time.perf_counter()
+        found.append(worker.measure())
+        # A side may time a part of what it does, or have measured beforehand.
+        spent += max(found[-1], time.perf_counter() - started)
+    return statistics.fmean(found)
 
 
 def _machine_cpu_seconds() -> float:
@@ -322,6 +399,11 @@ def _cell(value: float | None) -> str:
 
 
 def _verdict(entry: Mapping[str, Any]) -> str:
-    if entry["goal"] is None or entry["ratio"] is None:
-        return ""
-    return "met" if entry["ratio"] >= entry["goal"] else "MISSED"
+    words = []
+    if entry["goal"] is not None and entry["ratio"] is not None:
+        words.append("met" if entry["ratio"] >= entry["goal"] else "MISSED")
+    if entry.get("num_disturbed_rounds"):
+        words.append(f"disturbed {entry['num_disturbed_rounds']} of {entry['num_rounds']}")
+    if entry.get("has_only_disturbed_rounds"):
+        words.append("no ratio")
+    return ", ".join(words)

@@ -31,6 +31,7 @@ SIDES = {
     "cold cache": "benchmarks.startup:cold_cache",
     "no cache": "benchmarks.startup:no_cache",
 }
+QUICK_NOTE = "the start that gave each side's first loss; whether other processes disturbed it was not watched"
 # Programs that a process compiled, and those that it found in the cache.
 MISS_EVENT, HIT_EVENT = "/jax/compilation_cache/cache_misses", "/jax/compilation_cache/cache_hits"
 
@@ -60,7 +61,8 @@ def main() -> None:
         case = Case(Path(folder) / "data", Path(folder), is_quick=options.quick)
         make_data(case.data)
         sides = {name: SIDES[name] for name in list(SIDES)[: 2 if options.quick else None]}
-        timing = rounds.measure_sides(sides, case, num_rounds=1 if options.quick else 7, agree=agree)
+        num_rounds = 1 if options.quick else 7
+        timing = rounds.measure_sides(sides, case, num_rounds=num_rounds, agree=agree, is_quick=options.quick)
         # The first start of a side is the one that gave the evidence.
         num_left_out = 0 if options.quick else 1
         phases = {name: median_phases(_read_notes(case, name)[num_left_out:]) for name in sides}
@@ -76,6 +78,7 @@ def main() -> None:
             goal=None,
             our_phases=phases[rounds.OURS],
             peer_phases=phases[peer],
+            **({"note": QUICK_NOTE} if options.quick else {}),
         )
         for peer in sides
         if peer != rounds.OURS

@@ -1,9 +1,6 @@
 """The benchmark of the encoders compares what it claims to compare."""
 
 import dataclasses
-import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -13,7 +10,6 @@ import torch
 from benchmarks import encoders, encoders_torch, rounds
 from benchmarks.encoder_cases import CASES, COMPILED, EAGER, QUICK_CASES, save_checkpoint
 from benchmarks.matmul import matmul_operations
-from tests import processes
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +106,3 @@ def test_conversion_and_warm_compilation_are_held_to_what_is_allowed(tmp_path, m
         kept.append(set((tmp_path / "cache").rglob("*-cache")))
     # The second process compiles nothing that the first had not left behind.
     assert kept[0] == kept[1] != set()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # rounds that other processes disturb are made again
-def test_quick_run_ends_with_one_json_line():
-    command = [sys.executable, "-m", "benchmarks.encoders", "--quick"]
-    done = subprocess.run(command, cwd=processes.ROOT, capture_output=True, text=True, timeout=1100, check=False)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["benchmark"] == "encoders"
-    assert all(entry["ratio"] > 0 for entry in summary["cases"])

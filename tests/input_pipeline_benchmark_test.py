@@ -2,9 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +9,6 @@ import pytest
 from torch.utils.data import DataLoader, default_collate
 
 from benchmarks import input_pipeline, input_pipeline_torch
-from tests import processes
 
 NUM_RECORDS = 48
 NUM_BATCHES = input_pipeline.NUM_EPOCHS * NUM_RECORDS // input_pipeline.BATCH_SIZE
@@ -81,15 +77,3 @@ def test_a_side_that_does_not_shuffle_is_refused(case, kind):
     batch = input_pipeline.HostBatch(order, order, {}, {})
     with pytest.raises(ValueError, match="not shuffled anew"):
         input_pipeline.summarize(case, [batch, batch])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)  # rounds that other processes disturb are made again
-def test_quick_run_ends_with_one_json_line():
-    command = [sys.executable, "-m", "benchmarks.input_pipeline", "--quick"]
-    done = subprocess.run(command, cwd=processes.ROOT, capture_output=True, text=True, timeout=1100, check=False)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["benchmark"] == "input_pipeline"
-    assert [entry["goal"] for entry in summary["cases"]].count(1.2) == 2
-    assert all(entry["ratio"] > 0 for entry in summary["cases"])

@@ -1,5 +1,7 @@
 """The benchmarks' harness: sides in their own processes, compared before they are measured."""
 
+import argparse
+import dataclasses
 import json
 import os
 import time
@@ -50,7 +52,7 @@ def test_ratio_is_the_peers_time_over_ours_and_each_side_has_its_own_process():
 
 
 def test_ratio_is_the_median_over_rounds_not_the_ratio_of_medians():
-    timing = rounds.Timing({rounds.OURS: [1.0, 2.0, 4.0], "peer": [3.0, 2.0, 4.0]}, {}, 0)
+    timing = rounds.Timing({rounds.OURS: [1.0, 2.0, 4.0], "peer": [3.0, 2.0, 4.0]}, {}, [False] * 3)
     assert timing.ratio("peer") == 1.0
 
 
@@ -79,25 +81,99 @@ def test_processor_time_of_this_process_is_counted():
     assert rounds._machine_cpu_seconds() - machine >= 0.25
 
 
-def test_busy_neighbours_void_a_round(monkeypatch):
+class _Worker:
+    """Stands in for a side's process that takes one second a call and no processor time."""
+
+    num_calls = 0
+
+    def measure(self):
+        self.num_calls += 1
+        return 1.0
+
+    def cpu_seconds(self):
+        return 0.0
+
+
+def _round_on_a_machine(monkeypatch, spent, *, max_tries):
+    """One round; ``spent`` are the machine's processor seconds before and after each try."""
+    worker, spent = _Worker(), iter(spent)
+    monkeypatch.setattr(rounds, "_machine_cpu_seconds", lambda: next(spent))
+    return *rounds._one_round({"ours": worker}, ["ours"], "round 1 of 1", max_tries), worker.num_calls
+
+
+def test_busy_neighbours_void_a_round(monkeypatch, capsys):
+    found = _round_on_a_machine(monkeypatch, [0.0, 100.0, 100.0, 100.0], max_tries=5)
+    assert found == ({"ours": 1.0}, False, 2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "void, " in first
+    assert first.endswith("made again")
+    assert second == "round 1 of 1: ours 1 s"
+
+
+def test_round_whose_tries_run_out_is_kept_as_disturbed(monkeypatch, capsys):
+    found = _round_on_a_machine(monkeypatch, range(0, 400, 100), max_tries=2)
+    assert found == ({"ours": 1.0}, True, 2)
+    assert "kept as disturbed" in capsys.readouterr().err.splitlines()[1]
+
+
+def test_what_others_may_take_is_a_share_of_the_round_however_short(monkeypatch):
+    """A twentieth of a second once passed as nothing, whatever the round's length."""
+    clock = iter(0.25 * index for index in range(100))
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(rounds.os, "cpu_count", lambda: 1)
+    # Two readings a round and two a measurement: 0.75 s, of which 5 % are 0.0375 s.
+    assert _round_on_a_machine(monkeypatch, [0.0, 0.03], max_tries=1)[1] is False
+    assert _round_on_a_machine(monkeypatch, [0.0, 0.045], max_tries=1)[1] is True
+
+
+def test_short_work_is_repeated_until_a_round_is_long_enough_to_be_judged():
     class Worker:
-        calls = 0
+        seconds = iter([0.125, 0.25, 0.375, 1.0])
 
         def measure(self):
-            Worker.calls += 1
-            return 1.0
+            return next(self.seconds)
 
-        def cpu_seconds(self):
-            return 0.0
+    worker = Worker()
+    assert rounds._measure_long_enough(worker) == 0.25
+    assert next(worker.seconds) == 1.0
 
-    spent = iter([0.0, 100.0, 100.0, 100.0])
-    monkeypatch.setattr(rounds, "_machine_cpu_seconds", lambda: next(spent))
-    found, is_disturbed = rounds._one_round({"ours": Worker()}, ["ours"])
-    assert (found, is_disturbed, Worker.calls) == ({"ours": 1.0}, False, 2)
+
+def test_disturbed_rounds_count_for_nothing_beside_others():
+    seconds = {rounds.OURS: [1.0, 1.0, 1.0], "peer": [1.0, 50.0, 1.5]}
+    timing = rounds.Timing(seconds, {rounds.OURS: {}, "peer": {}}, [False, True, False])
+    entry = rounds.case_record("x", timing, "peer", goal=1.0)
+    assert (entry["ratio"], entry["ratio_range"]) == (1.25, [1.0, 1.5])
+    assert (entry["num_rounds"], entry["num_disturbed_rounds"], entry["has_only_disturbed_rounds"]) == (3, 1, False)
+
+
+def test_only_disturbed_rounds_give_neither_ratio_nor_verdict(capsys):
+    timing = rounds.Timing({rounds.OURS: [1.0] * 2, "peer": [10.0] * 2}, {rounds.OURS: {}, "peer": {}}, [True, True])
+    rounds.print_summary("rounds", [rounds.case_record("x", timing, "peer", goal=1.0)], None)
+    _, row, total, last = capsys.readouterr().out.splitlines()
+    assert row.split() == ["x", "peer", "1.00", *["disturbed", "2", "of", "2,", "no", "ratio"]]
+    assert total.startswith("total: ")
+    (case,) = json.loads(last)["cases"]
+    assert (case["ratio"], case["has_only_disturbed_rounds"], case["num_disturbed_rounds"]) == (None, True, 2)
+    assert "disturbed" in rounds.spread(case)
+
+
+def test_case_that_is_not_there_is_refused_with_the_names(capsys):
+    cases = [_Case("cpu, small"), _Case("gpu, large")]
+    parser = argparse.ArgumentParser()
+    assert rounds.chosen_cases(parser, cases, "small") == cases[:1]
+    assert rounds.chosen_cases(parser, cases, "cold", ["cold start"]) == []
+    with pytest.raises(SystemExit):
+        rounds.chosen_cases(parser, cases, "nonsense", ["cold start"])
+    assert "--case=nonsense: expected a part of one of: cpu, small; gpu, large; cold start" in capsys.readouterr().err
+
+
+@dataclasses.dataclass
+class _Case:
+    name: str
 
 
 def test_summary_prints_a_table_and_one_json_line_last(tmp_path, capsys):
-    timing = measure("other_side", num_rounds=1)
+    timing = rounds.Timing({rounds.OURS: [1.0], "peer": [2.0]}, {rounds.OURS: {}, "peer": {}}, [False])
     cases = [
         rounds.case_record("small", timing, "peer", goal=1.5),
         rounds.case_record("large", timing, "peer", goal=3.0),

@@ -1,0 +1,79 @@
+"""Every benchmark's ``--quick``, once, as a command: exit code, progress, the time it took, one JSON line last."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import mosi, ravdess
+from tests import processes
+
+ROUNDS = ("fusion_step", "ragged_step", "matrix_products", "encoders", "input_pipeline", "startup")
+
+
+def _run(name, *arguments):
+    """The command's summary and its progress. What it took is not asserted: it depends on who else is at work."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--quick", *arguments],
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert re.fullmatch(r"total: \d+ s", lines[-1])
+    summary = json.loads(last)
+    assert summary["benchmark"] == name
+    for case in summary["cases"]:
+        assert {"case", "peer", "ratio", "goal"} <= case.keys()
+        assert (case["ratio"] is None) == case.get("has_only_disturbed_rounds", False)
+    assert summary["cases"]
+    return summary, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ROUNDS)
+def test_quick_run_measured_in_rounds(name):
+    summary, progress = _run(name)
+    num_rounds = summary["cases"][0]["num_rounds"]
+    for index in range(num_rounds):
+        tries = [line for line in progress.splitlines() if line.startswith(f"round {index + 1} of {num_rounds}: ")]
+        # One retry at most of each case's round.
+        assert 1 <= len(tries) <= 2 * len(summary["cases"])
+    if name == "startup":
+        warm, cold = summary["cases"][0]["our_settings"], summary["cases"][0]["peer_settings"]
+        assert warm["num_compiled_and_kept"] == 0
+        assert warm["num_found"] == cold["num_compiled_and_kept"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_quick_learning_curve(tmp_path):
+    _, progress = _run("learning_curve", f"--workdir={tmp_path}")
+    assert "1000 records, seed 0" in progress
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("study", [mosi.STUDY, ravdess.STUDY], ids=["mosi", "ravdess"])
+def test_quick_fold_study_of_made_up_features(study, tmp_path):
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in study.import_flags)
+    num_classes, num_records = len(flags["class_names"].split(",")), 240
+    generator = np.random.default_rng(0)
+    label = np.arange(num_records) % num_classes
+    arrays = {name: generator.normal(size=(num_records, 8)).astype(np.float32) for name in ("vision", "audio", "text")}
+    arrays |= {
+        flags["id_key"]: np.array([f"clip{index}" for index in range(num_records)]),
+        flags["group_key"]: np.array([f"group{index // 12}" for index in range(num_records)]),
+        flags["labels"]: generator.permutation(label).astype(np.int32),
+    }
+    np.savez(tmp_path / "it.npz", **arrays)
+    summary, progress = _run(study.name, f"--input={tmp_path / 'it.npz'}", f"--workdir={tmp_path / 'runs'}")
+    assert "fold 0, seed 0" in progress
+    assert [len(case["scores"]) for case in summary["cases"]] == [1, 1]
