@@ -1,10 +1,14 @@
 """Benchmarks on imported features by fold: who is trained and tested on what, the peer, the intervals, CMU-MOSI."""
 
+import contextlib
 import dataclasses
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
@@ -15,6 +19,7 @@ from benchmarks import fold_study, mosi, ravdess
 from mmei_jax.config import parse
 from mmei_jax.records import Dataset
 from mmei_jax.training import TrainResult
+from mmei_jax.types import InputError
 
 REAL_FILE = Path(__file__).parents[2] / "shared" / "data" / "mosi" / "utterances.npz"
 NUM_RECORDS = 240
@@ -113,16 +118,78 @@ def test_shuffled_control_keeps_how_positive_each_video_is(data, tmp_path):
         assert before[videos == video].sum() == after[videos == video].sum()
 
 
-def test_paired_difference_averages_seeds_and_draws_folds():
-    """Against a plain loop over the same draws; seeds that differ within a fold alone do not widen the interval."""
-    by_fold = np.array([[0.5, 0.7], [0.6, 0.8], [0.9, 0.9]])
-    ours = [fold_study.Score(value, 0.0) for value in by_fold.ravel()]
-    peer = [fold_study.Score(value, 0.0) for value in (0.5, 0.7, 0.6)]
-    found = fold_study.paired_difference(ours, peer, 3)
-    assert found == "+0.133, 95 % interval [+0.000, +0.300]"
-    same = [fold_study.Score(0.5 + 0.1 * (index % 2), 0.0) for index in range(6)]
-    level = [fold_study.Score(0.5, 0.0)] * 3
-    assert fold_study.paired_difference(same, level, 3) == "+0.050, 95 % interval [+0.050, +0.050]"
+def _scores(values):
+    return [fold_study.Score(fold=0, seed=None, accuracy=value, macro_f1=0.0) for value in values]
+
+
+def test_paired_difference_averages_seeds_and_has_a_t_interval_over_the_folds():
+    """Against scipy's own paired test; seeds that differ within a fold alone do not widen the interval."""
+    by_fold, peer = np.array([[0.5, 0.7], [0.6, 0.8], [0.9, 0.9]]), (0.5, 0.7, 0.6)
+    low, high = stats.ttest_rel(by_fold.mean(axis=1), peer).confidence_interval(0.95)
+    found = fold_study.paired_difference(_scores(by_fold.ravel()), _scores(peer), 3)
+    assert found == f"+0.133, 95 % t interval over 3 folds [{low:+.3f}, {high:+.3f}]"
+    same, level = _scores(0.5 + 0.1 * (index % 2) for index in range(6)), _scores([0.5] * 3)
+    assert fold_study.paired_difference(same, level, 3) == "+0.050, 95 % t interval over 3 folds [+0.050, +0.050]"
+
+
+def test_one_fold_gives_a_difference_without_interval():
+    assert fold_study.paired_difference(_scores([0.5, 0.7]), _scores([0.5]), 1) == "+0.100, a single fold: no interval"
+
+
+def test_results_hold_every_folds_and_seeds_scores_and_a_table_with_a_header(data, tmp_path, monkeypatch, capsys):
+    inputs = {"text": ("text",), fold_study.ALL_INPUTS: ("vision", "text")}
+    study = dataclasses.replace(mosi.STUDY, inputs=inputs, make_peers=lambda: (RidgeClassifier(),))
+    given = {(fold, seed): 0.5 + 0.1 * fold + 0.01 * seed for fold in range(5) for seed in range(2)}
+
+    def train_nothing(config, folder):
+        metrics = dict.fromkeys(("emotion/accuracy", "emotion/macro_f1"), given[int(folder.name[4]), config.seed])
+        (folder / "eval").mkdir(parents=True)
+        (folder / "eval" / "test.json").write_text(json.dumps({"metrics": metrics}))
+        (folder / "config.json").write_text(json.dumps(config.to_json()))
+        return TrainResult(step=1, best_step=1, stopped_by="")
+
+    monkeypatch.setattr(fold_study, "train", train_nothing)
+    monkeypatch.setattr(fold_study, "evaluate_workdir", lambda *arguments: None)
+    monkeypatch.setattr(fold_study, "import_folds", lambda *arguments: data)
+    command = ["mosi", "--input=it", f"--workdir={tmp_path}", "--num_seeds=2", f"--results={tmp_path / 'it.json'}"]
+    monkeypatch.setattr("sys.argv", [*command, "--reuse"])
+    with keeping_jax_settings():
+        fold_study.run(study, None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "| inputs | MMEI: accuracy | MMEI: macro-f1 | ridge classifier: accuracy | ridge classifier: macro-f1 |"
+    )
+    assert any(line.startswith("| text | 0.705 ± ") for line in lines)
+    written = json.loads((tmp_path / "it.json").read_text())
+    case = written["cases"][0]
+    assert {(score["fold"], score["seed"]): score["accuracy"] for score in case["scores"]} == given
+    assert [score["fold"] for score in case["peer_scores"]] == list(range(5))
+    assert case["accuracy_deviation"] == pytest.approx(np.std(list(given.values()), ddof=1))
+    assert {"majority_accuracy", "majority_macro_f1"} <= written.keys()
+    # The runs are there now, and another start trains nothing.
+    monkeypatch.setattr(fold_study, "train", lambda *arguments: pytest.fail("trained"))
+    again = fold_study.our_scores(study, data, ("text",), range(5), range(2), tmp_path / "runs" / "text")
+    assert [score.accuracy for score in again] == list(given.values())
+    assert json.loads(lines[-1])["cases"] == written["cases"]
+
+
+@contextlib.contextmanager
+def keeping_jax_settings():
+    """Undoes what a command sets for its process."""
+    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {key: getattr(jax.config, key) for key in keys}
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)
+
+
+def test_run_with_another_configuration_is_not_taken_over(data, tmp_path):
+    config = parse(mosi.STUDY.get_config().to_dict())
+    (tmp_path / "fold0_seed0" / "eval").mkdir(parents=True)
+    (tmp_path / "fold0_seed0" / "eval" / "test.json").write_text("{}")
+    (tmp_path / "fold0_seed0" / "config.json").write_text(json.dumps(config.to_json()))
+    with pytest.raises(InputError, match=r"fold0_seed0: a run with another configuration"):
+        next(fold_study.our_scores(mosi.STUDY, data, ("text",), range(1), range(1), tmp_path))
 
 
 @pytest.mark.skipif(not REAL_FILE.exists(), reason="the CMU-MOSI features are not beside the checkout")

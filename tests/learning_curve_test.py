@@ -1,5 +1,7 @@
 """The learning curve's benchmark: which records are trained on at each size, and what the regression reads."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -121,5 +123,25 @@ def test_cases_compare_with_both_ceilings_and_the_regression_and_carry_the_goals
     largest = with_goals["emotion, 100000 records, simulated", "exact posterior (ceiling)"]
     assert largest["ratio"] == pytest.approx(0.9 / 0.94)
     assert largest["goal"] == pytest.approx(0.92 / 0.94)
+    assert largest["note"] == "4.0 points short of the exact ceiling"
+    notes = {(case["case"], case["peer"].split()[0]): case.get("note") for case in cases}
+    assert notes["intent, 100000 records, simulated", "exact"] == "14.0 points short of the exact ceiling"
+    assert notes["intent, 3500 records, simulated", "multinomial"] == "+0.0 points beside the regression"
     small = with_goals["emotion, 3500 records, simulated", "multinomial logistic regression of mean tokens"]
     assert (small["ratio"], small["goal"]) == (pytest.approx(0.8 / 0.75), 1.0)
+
+
+def test_table_and_picture_are_made_again_from_a_results_file(tmp_path, monkeypatch, capsys):
+    reference = {f"{task}/accuracy{suffix}": 0.9 for task in learning_curve.TASKS for suffix in ("", "[late_fusion]")}
+    scores = {"3500": [dict(emotion=0.8, intent=0.7, joint=0.6)] * 2}
+    earlier, again = tmp_path / "earlier.json", tmp_path / "again.json"
+    write_json(earlier, {"date": "1999-12-31", "reference": reference, "ours": scores, "logistic": scores, "cases": []})
+    command = ["learning_curve", f"--from_results={earlier}", f"--results={again}", f"--picture={tmp_path / 'it.png'}"]
+    monkeypatch.setattr("sys.argv", command)
+    learning_curve.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "| 3,500 records | 0.800 ± 0.000 | 0.800 ± 0.000 | 10.0 |" in lines
+    written = json.loads(again.read_text())
+    assert (written["date"], written["ours"], len(written["cases"])) == ("1999-12-31", scores, 9)
+    assert json.loads(lines[-1])["cases"] == written["cases"]
+    assert (tmp_path / "it.png").stat().st_size > 1000
