@@ -15,6 +15,12 @@ EXIT_INPUT_ERROR = 2
 EXIT_TERMINATED = 143
 
 
+def mark_flags_parsed() -> None:
+    """Lets libraries that read absl flags of their own be used as functions, without a command line."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
 def run(main: Callable[[], int]) -> None:
     """Parses absl flags, calls ``main`` and exits with the code that it returns.
 

@@ -160,7 +160,7 @@ def parse(values: dict[str, Any]) -> Config:
     Raises:
         InputError: a key is unknown or missing, a value has the wrong type or is not accepted; names the key.
     """
-    config = typing.cast(Config, _build(Config, values, "config"))
+    config = typing.cast(Config, build(Config, values, "config"))
     _check(config)
     return config
 
@@ -173,7 +173,12 @@ def _to_lists(value: Any) -> Any:
     return value
 
 
-def _build(cls: type, values: Any, key: str) -> Any:
+def build(cls: type, values: Any, key: str) -> Any:
+    """Makes the dataclass ``cls`` of nested dicts, as :func:`parse` does; ``key`` is the name that messages start with.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value has the wrong type or is not among the choices; names it.
+    """
     if not isinstance(values, dict):
         raise InputError(f"{key} = {values!r}: expected a group of keys")
     hints = typing.get_type_hints(cls)
@@ -188,7 +193,7 @@ def _build(cls: type, values: Any, key: str) -> Any:
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, key)
+        return build(typing.cast(type, hint), value, key)
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):
@@ -218,14 +223,15 @@ def _convert_tuple(hint: types.GenericAlias, value: Any, key: str) -> tuple[Any,
     return tuple(_convert(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(pairs))
 
 
-def _require(is_good: bool, key: str, value: Any, accepted: str) -> None:
+def require(is_good: bool, key: str, value: Any, accepted: str) -> None:
+    """Raises InputError that names ``config.<key>``, its value and what is accepted, unless ``is_good``."""
     if not is_good:
         raise InputError(f"config.{key} = {value!r}: expected {accepted}")
 
 
 def _check(config: Config) -> None:
     # JAX's generators keep 32 bits of a seed: two larger ones could be the same.
-    _require(0 <= config.seed < 2**32, "seed", config.seed, "an integer in [0, 2**32)")
+    require(0 <= config.seed < 2**32, "seed", config.seed, "an integer in [0, 2**32)")
     _check_data(config.data)
     _check_model(config.model)
     _check_loss(config.loss)
@@ -234,45 +240,43 @@ def _check(config: Config) -> None:
 
 
 def _check_data(data: DataConfig) -> None:
-    _require(bool(data.modalities), "data.modalities", data.modalities, f"some of {', '.join(MODALITIES)}")
+    require(bool(data.modalities), "data.modalities", data.modalities, f"some of {', '.join(MODALITIES)}")
     for name in data.modalities:
-        _require(name in MODALITIES, "data.modalities", data.modalities, f"some of {', '.join(MODALITIES)}")
-    _require(
-        len(set(data.modalities)) == len(data.modalities), "data.modalities", data.modalities, "each modality once"
-    )
+        require(name in MODALITIES, "data.modalities", data.modalities, f"some of {', '.join(MODALITIES)}")
+    require(len(set(data.modalities)) == len(data.modalities), "data.modalities", data.modalities, "each modality once")
     for name in MODALITIES:
         buckets = getattr(data.max_tokens, name)
         is_rising = bool(buckets) and buckets[0] > 0 and list(buckets) == sorted(buckets)
-        _require(
+        require(
             is_rising, f"data.max_tokens.{name}", buckets, "positive token counts, none smaller than the one before"
         )
-        _require(
+        require(
             len(buckets) == len(data.max_tokens.vision),
             f"data.max_tokens.{name}",
             buckets,
             f"as many buckets as data.max_tokens.vision ({len(data.max_tokens.vision)})",
         )
     for key in ("train_splits", "validation_splits", "test_splits"):
-        _require(bool(getattr(data, key)), f"data.{key}", getattr(data, key), "at least one split")
+        require(bool(getattr(data, key)), f"data.{key}", getattr(data, key), "at least one split")
     seen = [*data.train_splits, *data.validation_splits, *data.test_splits]
     shared = sorted({name for name in seen if seen.count(name) > 1})
-    _require(not shared, "data.*_splits", shared, "splits that are used once: training data must not be tested on")
+    require(not shared, "data.*_splits", shared, "splits that are used once: training data must not be tested on")
     for key in ("batch_size", "evaluation_batch_size", "num_reader_threads", "num_prefetch_batches"):
-        _require(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
+        require(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
     _check_packing(data)
 
 
 def _check_packing(data: DataConfig) -> None:
     key, packing = "data.packing", data.packing
     records, num_rows = packing.records_per_row, packing.num_rows
-    _require(records >= 1, f"{key}.records_per_row", records, "at least 1")
+    require(records >= 1, f"{key}.records_per_row", records, "at least 1")
     if records == 1:
-        _require(not num_rows, f"{key}.num_rows", num_rows, f"() when {key}.records_per_row is 1: nothing is packed")
+        require(not num_rows, f"{key}.num_rows", num_rows, f"() when {key}.records_per_row is 1: nothing is packed")
         return
     is_rising = bool(num_rows) and num_rows[0] > 0 and list(num_rows) == sorted(set(num_rows))
-    _require(is_rising, f"{key}.num_rows", num_rows, f"rising numbers of rows when {key}.records_per_row is above 1")
+    require(is_rising, f"{key}.num_rows", num_rows, f"rising numbers of rows when {key}.records_per_row is above 1")
     places = num_rows[0] * records
-    _require(
+    require(
         places >= data.batch_size,
         f"{key}.num_rows",
         num_rows,
@@ -281,45 +285,45 @@ def _check_packing(data: DataConfig) -> None:
     for name in data.modalities:
         longest, tokens = getattr(data.max_tokens, name)[-1], getattr(packing.tokens_per_row, name)
         accepted = f"at least data.max_tokens.{name}[-1] ({longest}), so that every record fits into a row"
-        _require(tokens >= longest, f"{key}.tokens_per_row.{name}", tokens, accepted)
+        require(tokens >= longest, f"{key}.tokens_per_row.{name}", tokens, accepted)
 
 
 def _check_model(model: ModelConfig) -> None:
     for key in ("dim", "num_heads", "feedforward_dim", "embedding_dim"):
-        _require(getattr(model, key) >= 1, f"model.{key}", getattr(model, key), "at least 1")
+        require(getattr(model, key) >= 1, f"model.{key}", getattr(model, key), "at least 1")
     for key in ("num_layers", "head_num_layers"):
-        _require(getattr(model, key) >= 0, f"model.{key}", getattr(model, key), "at least 0")
-    _require(
+        require(getattr(model, key) >= 0, f"model.{key}", getattr(model, key), "at least 0")
+    require(
         model.dim % model.num_heads == 0,
         "model.num_heads",
         model.num_heads,
         f"a divisor of model.dim ({model.dim})",
     )
     for key in ("dropout_rate", "modality_dropout_rate"):
-        _require(0.0 <= getattr(model, key) < 1.0, f"model.{key}", getattr(model, key), "a rate in [0, 1)")
+        require(0.0 <= getattr(model, key) < 1.0, f"model.{key}", getattr(model, key), "a rate in [0, 1)")
 
 
 def _check_loss(loss: LossConfig) -> None:
     for key in ("recognition_weight", "ranking_weight"):
-        _require(getattr(loss, key) >= 0.0, f"loss.{key}", getattr(loss, key), "at least 0")
-    _require(loss.temperature > 0.0, "loss.temperature", loss.temperature, "a positive number")
-    _require(
+        require(getattr(loss, key) >= 0.0, f"loss.{key}", getattr(loss, key), "at least 0")
+    require(loss.temperature > 0.0, "loss.temperature", loss.temperature, "a positive number")
+    require(
         not loss.emotion_class_weights or loss.emotion == "softmax",
         "loss.emotion_class_weights",
         loss.emotion_class_weights,
         f"() when loss.emotion is {loss.emotion!r}: class weights go with 'softmax'",
     )
     for name, weight in loss.emotion_class_weights:
-        _require(weight >= 0.0, f"loss.emotion_class_weights[{name!r}]", weight, "at least 0")
+        require(weight >= 0.0, f"loss.emotion_class_weights[{name!r}]", weight, "at least 0")
 
 
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
     for key in ("learning_rate", "step_factor", "clip_norm"):
-        _require(getattr(optimizer, key) > 0.0, f"optimizer.{key}", getattr(optimizer, key), "a positive number")
+        require(getattr(optimizer, key) > 0.0, f"optimizer.{key}", getattr(optimizer, key), "a positive number")
     for key in ("beta1", "beta2", "warmup_fraction"):
-        _require(0.0 <= getattr(optimizer, key) < 1.0, f"optimizer.{key}", getattr(optimizer, key), "in [0, 1)")
-    _require(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", optimizer.weight_decay, "at least 0")
-    _require(
+        require(0.0 <= getattr(optimizer, key) < 1.0, f"optimizer.{key}", getattr(optimizer, key), "in [0, 1)")
+    require(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", optimizer.weight_decay, "at least 0")
+    require(
         (optimizer.schedule == "step") == bool(optimizer.step_epochs),
         "optimizer.step_epochs",
         optimizer.step_epochs,
@@ -327,9 +331,9 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
     )
     is_rising = list(optimizer.step_epochs) == sorted(set(optimizer.step_epochs))
     is_positive = all(epoch >= 1 for epoch in optimizer.step_epochs)
-    _require(is_rising and is_positive, "optimizer.step_epochs", optimizer.step_epochs, "epochs from 1, rising")
+    require(is_rising and is_positive, "optimizer.step_epochs", optimizer.step_epochs, "epochs from 1, rising")
     for pattern, multiplier in optimizer.rate_multipliers:
-        _require(multiplier >= 0.0, f"optimizer.rate_multipliers[{pattern!r}]", multiplier, "at least 0 (0 freezes)")
+        require(multiplier >= 0.0, f"optimizer.rate_multipliers[{pattern!r}]", multiplier, "at least 0 (0 freezes)")
 
 
 def _check_train(config: Config) -> None:
@@ -341,28 +345,26 @@ def _check_train(config: Config) -> None:
         "save_every_steps",
         "evaluate_every_epochs",
     ):
-        _require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
-    _require(train.patience_evaluations >= 0, "train.patience_evaluations", train.patience_evaluations, "at least 0")
-    _require(
+        require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
+    require(train.patience_evaluations >= 0, "train.patience_evaluations", train.patience_evaluations, "at least 0")
+    require(
         train.best_metric.startswith("validation/"),
         "train.best_metric",
         train.best_metric,
         "a 'validation/...' metric: a model must not be selected on test data",
     )
-    _require(
+    require(
         config.data.batch_size % train.gradient_accumulation_steps == 0,
         "train.gradient_accumulation_steps",
         train.gradient_accumulation_steps,
         f"a divisor of data.batch_size ({config.data.batch_size})",
     )
-    _require(
+    require(
         train.gradient_accumulation_steps == 1 or config.data.packing.records_per_row == 1,
         "train.gradient_accumulation_steps",
         train.gradient_accumulation_steps,
         "1 when data.packing.records_per_row is above 1: packed rows cannot be dealt into micro-batches",
     )
-    _require(
-        config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", config.mesh.data, "-1 or a number of devices"
-    )
+    require(config.mesh.data == -1 or config.mesh.data >= 1, "mesh.data", config.mesh.data, "-1 or a number of devices")
     for key in ("fsdp", "tensor"):
-        _require(getattr(config.mesh, key) >= 1, f"mesh.{key}", getattr(config.mesh, key), "a number of devices")
+        require(getattr(config.mesh, key) >= 1, f"mesh.{key}", getattr(config.mesh, key), "a number of devices")

@@ -144,7 +144,7 @@ class DatasetWriter:
         table = record_arrow.catalogue_to_table(catalogue)
         schema = catalogue_schema(catalogue.features.shape[1], catalogue.kind_names)
         self._catalogue = {
-            **self._write_file(CATALOGUE_NAME, schema, table),
+            **write_arrow_file(self._folder, CATALOGUE_NAME, schema, table),
             "dim": catalogue.features.shape[1],
             "kind_names": list(catalogue.kind_names),
         }
@@ -195,18 +195,8 @@ class DatasetWriter:
         writer.tables = [rest] if rest.num_rows else []
         writer.num_waiting = rest.num_rows
         name = f"{writer.name}-{len(writer.shards):05d}.arrow"
-        writer.shards.append(self._write_file(name, writer.schema, table.slice(0, num_records)))
+        writer.shards.append(write_arrow_file(self._folder, name, writer.schema, table.slice(0, num_records)))
         writer.num_records += num_records
-
-    def _write_file(self, name: str, schema: pa.Schema, table: pa.Table) -> dict[str, Any]:
-        """Writes one Arrow IPC file of one record batch; gives its entry in the manifest."""
-        path = self._folder / name
-        options = pa.ipc.IpcWriteOptions(compression=None, allow_64bit=True)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as file:
-            file.write_batch(_compact(table))
-        with path.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"file": name, "num_bytes": path.stat().st_size, "num_records": table.num_rows, "sha256": sha256}
 
     def _close(self) -> None:
         for writer in self._splits.values():
@@ -223,11 +213,6 @@ class DatasetWriter:
         unknown = sorted(set(self._references) - set(self._splits))
         if unknown:
             raise InputError(f"reference of split {unknown[0]!r}: there is no such split")
-        text = json.dumps(self._manifest(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-        (self._folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
-        self._move_into_place()
-
-    def _manifest(self) -> dict[str, Any]:
         splits = {
             name: {
                 "num_records": writer.num_records,
@@ -237,14 +222,8 @@ class DatasetWriter:
             }
             for name, writer in self._splits.items()
         }
-        return {
-            "format": RECORDS_FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "spec": self.spec.to_json(),
-            "splits": splits,
-            "catalogue": self._catalogue,
-            "counts": self._counts,
-        }
+        write_manifest(self._folder, self.spec, splits, self._catalogue, self._counts)
+        self._move_into_place()
 
     def _check_ids(self, writer: _SplitWriter) -> None:
         """Raises InputError for an id that occurs twice; equal hashes are looked up in the shards."""
@@ -273,6 +252,48 @@ class DatasetWriter:
             replaced.rename(self.path)
             raise
         shutil.rmtree(replaced)
+
+
+def write_arrow_file(folder: Path, name: str, schema: pa.Schema, table: pa.Table) -> dict[str, Any]:
+    """Writes one Arrow IPC file of one record batch; gives its entry in the manifest."""
+    path = folder / name
+    options = pa.ipc.IpcWriteOptions(compression=None, allow_64bit=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as file:
+        file.write_batch(_compact(table))
+    with path.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"file": name, "num_bytes": path.stat().st_size, "num_records": table.num_rows, "sha256": sha256}
+
+
+def write_manifest(
+    folder: Path,
+    spec: DatasetSpec,
+    splits: dict[str, dict[str, Any]],
+    catalogue: dict[str, Any] | None,
+    counts: dict[str, dict[str, Any]],
+) -> None:
+    """Writes the file that makes a folder of shards a data set, in one step: it is there as a whole or not at all.
+
+    Args:
+        folder: where the shards are.
+        spec: what the records carry.
+        splits: per split ``num_records``, ``shards`` (entries of :func:`write_arrow_file`), ``longest_tokens`` and
+            ``reference``.
+        catalogue: the catalogue's entry; None where there is none.
+        counts: further counts by name, JSON values only.
+    """
+    manifest = {
+        "format": RECORDS_FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "spec": spec.to_json(),
+        "splits": splits,
+        "catalogue": catalogue,
+        "counts": counts,
+    }
+    text = json.dumps(manifest, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    unfinished = folder / f".{MANIFEST_NAME}.{os.getpid()}.partial"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.rename(folder / MANIFEST_NAME)
 
 
 def _compact(table: pa.Table) -> pa.RecordBatch:

@@ -4,7 +4,9 @@ The only file that names mesh axes. One code path serves 1 or N devices: arrays 
 mesh of ``Auto`` axes, and XLA inserts the collectives.
 """
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +34,63 @@ LOGICAL_AXIS_RULES: Mapping[str, str | None] = {
     "layers": None,
     "window": None,
 }
+
+
+@dataclass(frozen=True)
+class ProcessShare:
+    """Which of how many processes this one is.
+
+    Attributes:
+        index: from 0.
+        count: how many there are.
+    """
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        """Refuses what is no share."""
+        if not 0 <= self.index < self.count:
+            raise InputError(f"process {self.index} of {self.count}: expected an index in [0, {self.count})")
+
+
+# Environment variables in which a launcher tells a process its index and the number of processes.
+_LAUNCHERS: Mapping[str, tuple[str, str]] = {
+    "SLURM": ("SLURM_PROCID", "SLURM_NTASKS"),
+    # An Indexed Job; Kubernetes itself does not tell the number: the job's manifest has to set NUM_PROCESSES.
+    "Kubernetes": ("JOB_COMPLETION_INDEX", "NUM_PROCESSES"),
+}
+
+
+def process_share(index: int | None = None, count: int | None = None) -> ProcessShare:
+    """This process's share of work that needs no collectives.
+
+    What is given counts first, then JAX's distributed runtime where it is initialised, then the variables of SLURM and
+    of Kubernetes' Indexed Jobs (with NUM_PROCESSES set in the manifest); else the process is alone.
+
+    Args:
+        index: of this process, from 0; together with ``count``.
+        count: number of processes.
+
+    Raises:
+        InputError: one of the two is given without the other, a launcher tells only one of them or no whole number, or
+            the index is not below the count.
+    """
+    if (index is None) != (count is None):
+        raise InputError(f"process_index = {index}, num_processes = {count}: expected both or neither")
+    if index is not None and count is not None:
+        return ProcessShare(index, count)
+    if jax.distributed.is_initialized():
+        return ProcessShare(jax.process_index(), jax.process_count())
+    for launcher, names in _LAUNCHERS.items():
+        values = [os.environ.get(name) for name in names]
+        if values[0] is None:
+            continue
+        if not all(value is not None and value.isdecimal() for value in values):
+            found = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+            raise InputError(f"{launcher}: {found}: expected two whole numbers, or --process_index and --num_processes")
+        return ProcessShare(*(int(value) for value in values if value is not None))
+    return ProcessShare(0, 1)
 
 
 def make_mesh(config: Config) -> Mesh:

@@ -1,5 +1,6 @@
 """The model that a configuration and a data set describe, and its training state, placed on a mesh."""
 
+import functools
 from typing import Any, cast
 
 import flax.linen as nn
@@ -68,12 +69,12 @@ def initialize(model: Mmei, seed: int) -> Variables:
 
 def variable_shapes(model: Mmei) -> Variables:
     """Shapes and dtypes of the model's variables."""
-    return nn.unbox(jax.eval_shape(lambda: _initialize_boxed(model, 0)))
+    return nn.unbox(_boxed_shapes(model))
 
 
 def placed_variable_shapes(model: Mmei, mesh: Mesh) -> Variables:
     """Shapes and dtypes of the model's variables, each with its sharding on ``mesh``."""
-    boxed = jax.eval_shape(lambda: _initialize_boxed(model, 0))
+    boxed = _boxed_shapes(model)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nn.unbox(boxed),
@@ -145,6 +146,12 @@ def initial_state(
         statistics=constants,
         optimizer_state=jax.jit(optimizer.init, out_shardings=_shardings(shapes.optimizer_state))(variables["params"]),
     )
+
+
+# A run asks several times, and tracing the model takes a second.
+@functools.lru_cache(maxsize=4)
+def _boxed_shapes(model: Mmei) -> Variables:
+    return cast(Variables, jax.eval_shape(lambda: _initialize_boxed(model, 0)))
 
 
 def _initialize_boxed(model: Mmei, seed: int) -> Variables:

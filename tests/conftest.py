@@ -1,10 +1,13 @@
-"""What holds in every test: the CPU, no rank promotion, no compilation cache, and checked shapes and types.
+"""What holds in every test: the CPU, no rank promotion, a compilation cache per session, checked shapes and types.
 
 The package's functions are checked against their jaxtyping annotations by beartype. That happens here only; users of
 the package pay nothing for it.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before jax is imported anywhere: the accelerator of a developer's machine must not change what a test sees. Processes
@@ -12,13 +15,15 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compilation of programs that then run for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-# For the commands that tests start: what earlier runs compiled must not reach them.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Runs of one configuration compile once, in whatever test and process they run: workers of pytest-xdist and commands
+# that tests start inherit the folder, which is new for every session. What earlier sessions compiled reaches nobody.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mmei_jax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import jaxtyping
-import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mmei_jax"
 
@@ -40,17 +45,4 @@ def _checked_modules() -> list[str]:
 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_enable_compilation_cache", True)
 jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
-
-
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-    """For tests of whole runs: runs of one configuration compile once, though each jits functions of its own."""
-    keys = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {key: getattr(jax.config, key) for key in keys}
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    for key, value in before.items():
-        jax.config.update(key, value)

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import transformers
+from huggingface_hub.errors import EntryNotFoundError
 
 from mmei_jax import encoders
 from tests import hugging_face
@@ -57,7 +58,10 @@ def test_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
         hugging_face.randomised(model).save_pretrained(tmp_path / "cache" / repository / "c0ffee")
 
     def hf_hub_download(repository, name, revision=None):
-        return str(tmp_path / "cache" / repository / "c0ffee" / name)
+        path = tmp_path / "cache" / repository / "c0ffee" / name
+        if not path.is_file():
+            raise EntryNotFoundError(name)
+        return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.chdir(tmp_path)

@@ -217,7 +217,6 @@ def test_each_layout_compiles_once(data):
     assert all(num_shapes == num_compiled for num_shapes, num_compiled in counts)
 
 
-@pytest.mark.usefixtures("compilation_cache")
 class TestTraining:
     @pytest.mark.parametrize(
         "changes",

@@ -24,8 +24,6 @@ from mmei_jax.training import train
 from mmei_jax.types import InputError
 from tests import processes, tiny
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 EMOTIONS = ("neutral", "joy", "anger")
 # By part of the imported data: records, and what it lacks.
 PARTS = {

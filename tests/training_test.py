@@ -3,12 +3,13 @@
 import json
 import shutil
 import time
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
 
-from mmei_jax import checkpointing, training
+from mmei_jax import checkpointing, training, training_log
 from mmei_jax.batching import BatchReader
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.evaluation import Evaluator, evaluate_workdir
@@ -16,11 +17,9 @@ from mmei_jax.records import Dataset
 from mmei_jax.sharding import make_mesh
 from mmei_jax.state import build_model, placed_variable_shapes
 from mmei_jax.training import train
-from mmei_jax.training_log import NonFiniteLossError
-from mmei_jax.types import InputError
+from mmei_jax.training_log import NonFiniteLossError, TrainingLog
+from mmei_jax.types import InputError, StepReport
 from tests import tiny
-
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +86,96 @@ def test_input_wait_is_the_share_of_the_time_in_which_the_devices_lack_a_batch(d
     shares = [line["throughput/input_wait_share"] for line in lines if "throughput/input_wait_share" in line]
     assert shares
     assert np.median(shares) > 0.5
+
+
+class _Clock:
+    """Stands in for the log's ``time``: an update takes a second, a compilation a thousand."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def note(self, event, seconds, **_):
+        self.now += 1000.0 * event.endswith("backend_compile_duration")
+
+
+def test_rates_leave_out_every_shapes_compilation(data, tmp_path, monkeypatch, capsys):
+    """Batches of two lengths: the second program is compiled in the middle of an interval between log lines."""
+    clock, add = _Clock(), TrainingLog.add
+
+    def add_and_advance(self, *arguments):
+        add(self, *arguments)
+        clock.now += 1.0
+
+    monkeypatch.setattr(training_log, "time", clock)
+    monkeypatch.setattr(TrainingLog, "add", add_and_advance)
+    buckets = dict(vision=(16, 16), audio=(24, 24), text=(8, 16))
+    only_text = dict(data__modalities=("text",), loss__intent="none", loss__ranking="none", model__num_layers=0)
+    few = dict(data__max_tokens=buckets, data__batch_size=4, train__num_epochs=1)
+    jax.monitoring.register_event_duration_secs_listener(clock.note)
+    try:
+        train(tiny.config(data, **few, **only_text), tmp_path)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(clock.note)
+    output = capsys.readouterr().out.splitlines()
+    assert sum("batches of another shape, compilation included" in line for line in output) == 1
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    rates = {line["throughput/records_per_second"] for line in lines if "throughput/records_per_second" in line}
+    assert rates == {4.0}
+    assert output[-1].startswith("4 records/s while training; ")
+    assert not any("left" in line and "left 0:" not in line for line in output)
+
+
+def _log(workdir, **changes):
+    arguments = dict(num_steps=10, batch_size=8, num_records=80, writes_record_ids=False, resumed_step=0)
+    nothing = {"latest_saved_step": lambda: None}
+    return TrainingLog(
+        workdir, lambda index: [f"r{one}" for one in index], np.zeros_like, **{**arguments, **nothing, **changes}
+    )
+
+
+def _report(loss):
+    return StepReport(
+        loss=np.float32(loss),
+        gradient_norm=np.float32(1.0),
+        task_totals={},
+        task_counts={},
+        is_finite={},
+        modality_weights=np.ones(3, np.float32) / 3,
+        record_index=np.arange(8, dtype=np.int32),
+    )
+
+
+def test_summary_of_one_update_says_that_it_was_made(tmp_path):
+    with closing(_log(tmp_path)) as log:
+        assert log.summary() == "no update was made"
+        log.add(1, _report(1.0), 0.0)
+        log.restart_clock()
+        log.flush(lambda step: 0.1)
+        assert log.summary().startswith("updates made: 1, too few to tell how fast")
+
+
+@pytest.mark.parametrize("saved", [None, 7])
+def test_non_finite_loss_names_the_checkpoint_that_is_kept_if_there_is_one(saved, tmp_path):
+    said = "no checkpoint was saved yet" if saved is None else "the checkpoint of step 7 is kept"
+    with closing(_log(tmp_path, latest_saved_step=lambda: saved)) as log:
+        log.add(9, _report(np.nan), 0.0)
+        with pytest.raises(NonFiniteLossError, match=rf"step 9: .* is not finite for records .*; {said}\."):
+            log.flush(lambda step: 0.1)
+
+
+def test_undefined_metric_is_null_in_the_log_and_absent_from_events_and_terminal(tmp_path, capsys):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with closing(_log(tmp_path)) as log:
+        log.write_evaluation(3, {"validation/loss": 1.5, "validation/emotion/accuracy": float("nan")})
+    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found == {"step": 3, "validation/loss": 1.5, "validation/emotion/accuracy": None}
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["validation/loss"]
+    assert capsys.readouterr().out.split() == ["validation/loss", "1.5000"]
 
 
 def test_event_files_hold_the_same_scalars(whole_run):

@@ -108,9 +108,6 @@ def expected_labels(label):
     return {name: values[label](value) for name, value in zip(arrays["id"].tolist(), arrays[label], strict=True)}
 
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")

@@ -4,10 +4,10 @@
 No torch is needed. Everything fits or nothing is written: a missing or unexpected weight, a wrong shape and a feature
 that is not implemented are errors that name all of what is wrong.
 
-A converted folder holds ``parameters.safetensors`` (our names), ``config.json`` (Hugging Face's, as it was) and
-``certificate.json``: where the weights come from, their hashes, what was left out, how many there are, the hash of what
-was written, and, where torch is installed, the largest absolute difference from Hugging Face's outputs at each stage on
-fixed inputs.
+A converted folder holds ``parameters.safetensors`` (our names), ``config.json`` and the files of the preprocessing and
+the tokenizer where there are any (Hugging Face's, as they were), and ``certificate.json``: where the weights come from,
+their hashes, what was left out, how many there are, the hash of what was written, and, where torch is installed, the
+largest absolute difference from Hugging Face's outputs at each stage on fixed inputs.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def convert(
         certificate["comparison"] = largest_differences(converted, files.config_path.parent)
     else:
         certificate["comparison"] = "not made: torch is not installed" if compare is None else "not asked for"
-    return _write(destination, hugging_face_config, converted.parameters, certificate)
+    return _write(destination, hugging_face_config, converted.parameters, certificate, files.preprocessing_paths)
 
 
 def load(
@@ -195,13 +195,19 @@ def _certify(files: Source, converted: Converted, dtype: str) -> dict[str, Any]:
 
 
 def _write(
-    destination: Path, hugging_face_config: dict[str, Any], parameters: dict[str, Any], certificate: dict[str, Any]
+    destination: Path,
+    hugging_face_config: dict[str, Any],
+    parameters: dict[str, Any],
+    certificate: dict[str, Any],
+    copied: Sequence[Path],
 ) -> dict[str, Any]:
     """Builds the folder beside its place, and renames it when it is complete; gives the certificate as written."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
         save_file(flatten(parameters), unfinished / PARAMETERS_NAME, metadata={"format": "mmei_jax encoder"})
+        for path in copied:
+            shutil.copyfile(path, unfinished / path.name)
         certificate = {**certificate, "parameters_sha256": sha256_of(unfinished / PARAMETERS_NAME)}
         for name, content in ((CONFIG_NAME, hugging_face_config), (CERTIFICATE_NAME, certificate)):
             (unfinished / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -23,6 +23,15 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# What says how inputs are made: kept beside the weights where the source has it.
+PREPROCESSING_FILES = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,14 @@ class Source:
         revision: commit of the hub's repository; None for a local folder.
         config_path: ``config.json``.
         weight_paths: files that hold the weights.
+        preprocessing_paths: those of :data:`PREPROCESSING_FILES` that there are.
     """
 
     name: str
     revision: str | None
     config_path: Path
     weight_paths: tuple[Path, ...]
+    preprocessing_paths: tuple[Path, ...]
 
     def read_config(self) -> dict[str, Any]:
         """What ``config.json`` holds.
@@ -51,7 +62,8 @@ class Source:
 
     def sha256(self) -> dict[str, str]:
         """The hash of each file by its name."""
-        return {path.name: sha256_of(path) for path in (self.config_path, *self.weight_paths)}
+        paths = (self.config_path, *self.weight_paths, *self.preprocessing_paths)
+        return {path.name: sha256_of(path) for path in paths}
 
     def tensors(self) -> dict[str, Callable[[], np.ndarray]]:
         """What reads each weight, by name.
@@ -106,7 +118,8 @@ def find_source(source: str, revision: str | None = None) -> Source:
         if path is not None:
             parts = _parts(path) if path.suffix == ".json" else (name,)
             paths = tuple(path if part == name else _required(fetch, part, source) for part in parts)
-            return Source(source, commit, config_path, paths)
+            found = (fetch(name) for name in PREPROCESSING_FILES)
+            return Source(source, commit, config_path, paths, tuple(path for path in found if path is not None))
     raise InputError(f"{source}: has no weights; expected {' or '.join(WEIGHT_FILES)}")
 
 

@@ -16,6 +16,7 @@ class Clip:
         path: media file: video with or without sound, or sound alone; None for text alone.
         audio_path: sound in a file of its own, taken instead of ``path``'s; None otherwise.
         start_seconds, end_seconds: the part of the media that is the clip; None: from the start, to the end.
+        boxes_path: CSV of face boxes (:class:`mmei_jax.extraction.faces.GivenBoxes`); None where there is none.
         text: transcript; None where there is none.
         speaker: speaker or user; None where unknown.
         dialogue, turn: conversation and position in it, from 0; None where unknown.
@@ -28,6 +29,7 @@ class Clip:
     split: str
     path: str | None = None
     audio_path: str | None = None
+    boxes_path: str | None = None
     start_seconds: float | None = None
     end_seconds: float | None = None
     text: str | None = None

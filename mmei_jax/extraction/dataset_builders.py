@@ -60,6 +60,21 @@ def open_builder(path: str | Path, options: Mapping[str, str], data_dir: str | P
     return builder
 
 
+def parse_options(given: Sequence[str]) -> dict[str, str]:
+    """Options from ``NAME=VALUE``, as commands take them.
+
+    Raises:
+        InputError: one has another form.
+    """
+    options = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not (name and equals):
+            raise InputError(f"--option {item!r}: expected NAME=VALUE")
+        options[name] = value
+    return options
+
+
 def split_names(builder: ClipBuilder) -> tuple[str, ...]:
     """Names of the splits that were built, in alphabetical order."""
     return tuple(sorted(builder.info.splits))
@@ -224,13 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
 
     def run() -> int:
-        options = {}
-        for item in flags.option:
-            name, found, value = item.partition("=")
-            if not found:
-                raise InputError(f"--option {item!r}: expected NAME=VALUE")
-            options[name] = value
-        builder = open_builder(flags.builder, options, flags.data_dir)
+        builder = open_builder(flags.builder, parse_options(flags.option), flags.data_dir)
         utterances = {split: list(builder_utterances(builder, split)) for split in split_names(builder)}
         print(_describe(builder, {split: [item.clip for item in found] for split, found in utterances.items()}))
         if flags.clips is not None:

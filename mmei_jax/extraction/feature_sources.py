@@ -18,16 +18,14 @@ from mmei_jax.types import MODALITIES, InputError
 
 
 @runtime_checkable
-class FeatureSource(Protocol):
-    """Ready-made features of many records.
+class ColumnSource(Protocol):
+    """Named columns of many records.
 
     Attributes:
         path: what is named in messages.
-        modalities: names that the source has features of, with features per token.
     """
 
     path: Path
-    modalities: dict[str, int]
 
     def column(self, key: str) -> Shaped[np.ndarray, "records ..."]:
         """One value per record: numbers or strings; a CSV gives strings only, "" where a cell is empty.
@@ -36,6 +34,17 @@ class FeatureSource(Protocol):
             InputError: there is no such column, or it has another number of records than the ids.
         """
         ...
+
+
+@runtime_checkable
+class FeatureSource(ColumnSource, Protocol):
+    """Ready-made features of many records.
+
+    Attributes:
+        modalities: names that the source has features of, with features per token.
+    """
+
+    modalities: dict[str, int]
 
     def features(self, modality: str, rows: Integer[np.ndarray, "batch"]) -> Ragged:
         """Features of some records, float32, as they are: finite or not.

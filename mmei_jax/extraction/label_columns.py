@@ -4,17 +4,17 @@ from typing import Any
 
 import numpy as np
 
-from mmei_jax.extraction.feature_sources import FeatureSource
+from mmei_jax.extraction.feature_sources import ColumnSource
 from mmei_jax.records import LabelSpec, MaskedColumn
 from mmei_jax.types import InputError
 
 
-def read_strings(source: FeatureSource, key: str) -> list[str | None]:
+def read_strings(source: ColumnSource, key: str) -> list[str | None]:
     """Strings; None where a cell is empty."""
     return [value or None for value in source.column(key).astype(np.str_).tolist()]
 
 
-def read_numbers(source: FeatureSource, key: str, ids: list[str], dtype: type) -> MaskedColumn:
+def read_numbers(source: ColumnSource, key: str, ids: list[str], dtype: type) -> MaskedColumn:
     """Numbers of type ``dtype``; missing where a cell is empty or NaN.
 
     Raises:
@@ -39,11 +39,11 @@ def read_numbers(source: FeatureSource, key: str, ids: list[str], dtype: type) -
     return MaskedColumn(numbers, is_present)
 
 
-def _wrong(source: FeatureSource, key: str, record_id: str, value: Any, accepted: str) -> str:
+def _wrong(source: ColumnSource, key: str, record_id: str, value: Any, accepted: str) -> str:
     return f"{source.path}: record {record_id!r}: {key} = {str(value)!r}: expected {accepted}"
 
 
-def read_label(source: FeatureSource, key: str, label: LabelSpec, ids: list[str]) -> MaskedColumn:
+def read_label(source: ColumnSource, key: str, label: LabelSpec, ids: list[str]) -> MaskedColumn:
     """A label, by class name or class id; missing where a cell is empty or NaN.
 
     A column with at least one class name in it is read as names, every other one as class ids.
@@ -85,7 +85,7 @@ def read_label(source: FeatureSource, key: str, label: LabelSpec, ids: list[str]
 
 
 def _read_class_lists(
-    source: FeatureSource, key: str, values: np.ndarray, position: dict[str, int], ids: list[str]
+    source: ColumnSource, key: str, values: np.ndarray, position: dict[str, int], ids: list[str]
 ) -> MaskedColumn:
     """Cells such as "joy|surprise"; "none" for no class, empty where not labelled."""
     rows = np.zeros((len(values), len(position)), np.float32)

@@ -1,0 +1,140 @@
+"""Samples to tokens, in batches of few lengths."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from mmei_jax.encoders.wav2vec2 import Wav2Vec2Config
+from mmei_jax.extraction import preprocessing
+from mmei_jax.extraction.decoding import AudioSettings
+from mmei_jax.extraction.encoder_loading import (
+    Collect,
+    Devices,
+    apply_encoder,
+    encoder_fingerprint,
+    encoder_name,
+    load_encoder,
+)
+from mmei_jax.extraction.extraction_config import AudioExtraction, ExtractionConfig
+from mmei_jax.records import Producer
+from mmei_jax.types import InputError
+
+# Rounding to samples may make a clip of the longest allowed duration that much longer.
+_ROUNDING_SAMPLES = 16
+_LAYERS_SUMMED = 4
+
+
+class AudioEncoder:
+    """Samples to tokens; attributes as those of :class:`VisionEncoder`."""
+
+    def __init__(self, config: ExtractionConfig, device: Devices) -> None:
+        """Loads the checkpoint; raises as :class:`VisionEncoder`."""
+        audio: AudioExtraction = config.audio
+        encoder = load_encoder(audio.checkpoint, "audio", Wav2Vec2Config, config)
+        self.preprocessing = preprocessing.AudioPreprocessing.read(preprocessing.read_file(Path(audio.checkpoint)))
+        rate = self.preprocessing.sample_rate_hz
+        self.settings = AudioSettings(rate, encoder.config.receptive_field)
+        has_adapter = encoder.config.num_adapter_layers > 0
+        self.dim = encoder.config.adapter_dim if has_adapter else encoder.config.stack.dim
+        self.producer = Producer(
+            encoder=encoder_name(encoder),
+            revision=encoder_fingerprint(encoder),
+            layer=audio.layers,
+            pooling=None if audio.frames_per_token == 1 else f"mean of {audio.frames_per_token} frames",
+            sample_rate_hz=rate,
+            padding_policy=encoder.module.padding,
+        )
+        if audio.layers != "last" and (has_adapter or encoder.config.stack.num_layers < _LAYERS_SUMMED):
+            wanted = "'last' for an encoder with an adapter, or with fewer than 4 layers"
+            raise InputError(f"config.audio.layers = {audio.layers!r}: expected {wanted}")
+        self._device = device
+        self.widths = tuple(round(seconds * rate) + _ROUNDING_SAMPLES for seconds in audio.bucket_seconds)
+        most_samples = round(audio.seconds_per_batch * rate) + _ROUNDING_SAMPLES
+        self.rows = {width: device.rows(most_samples // width) for width in self.widths}
+        self._parameters = device.copy(encoder.parameters)
+
+        @jax.jit
+        def encode(
+            parameters: Any, samples: Float[Array, "rows samples"], num_samples: Int[Array, "rows"]
+        ) -> tuple[Array, Array]:
+            sums = audio.layers == "sum_of_last_four"
+            outputs = apply_encoder(encoder, parameters, samples, num_samples, with_hidden_states=sums)
+            states = outputs.last_hidden_state
+            if sums and outputs.hidden_states is not None:
+                states = jnp.stack(outputs.hidden_states[-_LAYERS_SUMMED:]).sum(axis=0)
+            return mean_of_frames(states, outputs.is_valid, audio.frames_per_token)
+
+        self._encode = encode
+
+    def start(self) -> "_AudioShard":
+        """Begins a shard."""
+        return _AudioShard(self)
+
+    def dispatch(self, width: int, waveforms: Sequence[np.ndarray]) -> tuple[Array, Array]:
+        """Encodes a batch of a bucket, filled up to its rows."""
+        samples = np.zeros((self.rows[width], width), np.float32)
+        for row, waveform in enumerate(waveforms):
+            samples[row, : len(waveform)] = waveform
+        lengths = np.zeros(self.rows[width], np.int32)
+        lengths[: len(waveforms)] = [len(waveform) for waveform in waveforms]
+        return self._encode(self._parameters, self._device.place(samples), self._device.place(lengths))
+
+
+def mean_of_frames(
+    states: Float[Array, "rows frames dim"], is_valid: Bool[Array, "rows frames"], frames_per_token: int
+) -> tuple[Float[Array, "rows tokens dim"], Array]:
+    """The mean of each ``frames_per_token`` frames that follow each other, of the valid ones among them.
+
+    Returns:
+        ``[rows, tokens, dim]`` states, and which tokens have at least one valid frame.
+    """
+    if frames_per_token == 1:
+        return states, is_valid
+    rows, frames, dim = states.shape
+    filler = -frames % frames_per_token
+    grouped = jnp.pad(states, ((0, 0), (0, filler), (0, 0))).reshape(rows, -1, frames_per_token, dim)
+    is_counted = jnp.pad(is_valid, ((0, 0), (0, filler))).reshape(rows, -1, frames_per_token)
+    total = jnp.where(is_counted[..., None], grouped, 0.0).sum(axis=2)
+    return total / jnp.maximum(is_counted.sum(axis=2), 1)[..., None], is_counted.any(axis=2)
+
+
+class _AudioShard:
+    """Sound of one shard's clips, bucket by bucket."""
+
+    def __init__(self, encoder: AudioEncoder) -> None:
+        self._encoder = encoder
+        self._waiting: dict[int, list[tuple[int, np.ndarray]]] = {width: [] for width in encoder.widths}
+        self._sent: list[tuple[list[int], Array, Array]] = []
+
+    def add(self, record: int, samples: Float32[np.ndarray, "samples"]) -> None:
+        """Puts a clip into the narrowest bucket that holds it; a full batch is sent off."""
+        width = next(width for width in self._encoder.widths if len(samples) <= width)
+        self._waiting[width].append((record, self._encoder.preprocessing.normalise(samples)))
+        if len(self._waiting[width]) == self._encoder.rows[width]:
+            self._send(width)
+
+    def finish(self) -> Collect:
+        """Sends the rest off."""
+        for width in self._encoder.widths:
+            if self._waiting[width]:
+                self._send(width)
+        sent = self._sent
+
+        def collect() -> dict[int, np.ndarray]:
+            found: dict[int, np.ndarray] = {}
+            for records, *outputs in sent:
+                states, is_valid = (np.asarray(output) for output in outputs)
+                found.update({record: states[row, is_valid[row]] for row, record in enumerate(records)})
+            return found
+
+        return collect
+
+    def _send(self, width: int) -> None:
+        records, waveforms = zip(*self._waiting[width], strict=True)
+        self._waiting[width] = []
+        self._sent.append((list(records), *self._encoder.dispatch(width, waveforms)))

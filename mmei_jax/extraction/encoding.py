@@ -1,0 +1,89 @@
+"""The device's part of extraction: decoded clips to token states, in batches of few shapes.
+
+Batches are made of the clips of one shard alone, in the list's order, so that a shard is the same whether or not the
+run was interrupted; a clip's features do not depend on its batch (docs/encoders.md). Programs run asynchronously: what
+a shard's batches give is fetched only when the next shard's are under way.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmei_jax.extraction.audio_encoding import AudioEncoder
+from mmei_jax.extraction.decoding import DecodedClip
+from mmei_jax.extraction.encoder_loading import Collect, Devices
+from mmei_jax.extraction.extraction_config import ExtractionConfig
+from mmei_jax.extraction.media import MediaError
+from mmei_jax.extraction.text_encoding import TextEncoder
+from mmei_jax.extraction.vision_encoding import VisionEncoder
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """What is known of a clip when it has been sent to the devices.
+
+    Attributes:
+        failure: why it is not used; None if it is.
+        frames_without_face: which of its sampled frames; None where faces are not sought, or without frames.
+        is_text_cut: whether words were cut off.
+    """
+
+    failure: MediaError | None
+    frames_without_face: tuple[int, ...] | None
+    is_text_cut: bool
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A shard's clips, and per modality what fetches the states from the devices, by the clip's index."""
+
+    clips: list[EncodedClip]
+    collect: dict[str, Collect]
+
+
+class ClipEncoder:
+    """The encoders of all modalities of a configuration.
+
+    Attributes:
+        vision, audio, text: of each modality; None where it is not wanted.
+        marks_faces: whether frames without a face are looked for.
+        num_devices: over which batches are split.
+    """
+
+    def __init__(self, config: ExtractionConfig) -> None:
+        """Loads the checkpoints; raises InputError as :class:`VisionEncoder`."""
+        device = Devices()
+        self.marks_faces = config.vision.faces != "none"
+        self.num_devices = device.num_devices
+        self.vision = VisionEncoder(config, device) if "vision" in config.modalities else None
+        self.audio = AudioEncoder(config, device) if "audio" in config.modalities else None
+        self.text = TextEncoder(config, device) if "text" in config.modalities else None
+
+    @property
+    def encoders(self) -> dict[str, VisionEncoder | AudioEncoder | TextEncoder]:
+        """Those that there are, by modality."""
+        named = (("vision", self.vision), ("audio", self.audio), ("text", self.text))
+        return {name: encoder for name, encoder in named if encoder is not None}
+
+    def dispatch(self, clips: Iterable[DecodedClip]) -> EncodedShard:
+        """Sends a shard's clips to the devices as they are decoded."""
+        vision = self.vision.start() if self.vision else None
+        audio = self.audio.start() if self.audio else None
+        text = self.text.start() if self.text else None
+        encoded = []
+        for index, clip in enumerate(clips):
+            missing, is_cut = None, False
+            if vision is not None and clip.frames is not None:
+                vision.add(index, clip.frames)
+                if self.marks_faces:
+                    missing = tuple(np.flatnonzero(~clip.frames.has_face).tolist())
+            if audio is not None and clip.samples is not None:
+                audio.add(index, clip.samples)
+            if text is not None and self.text is not None and clip.text is not None:
+                words = self.text.tokenizer.encode(clip.text)
+                text.add(index, words.token_ids)
+                is_cut = words.is_cut
+            encoded.append(EncodedClip(clip.failure, missing, is_cut))
+        shards = (("vision", vision), ("audio", audio), ("text", text))
+        return EncodedShard(encoded, {name: shard.finish() for name, shard in shards if shard is not None})

@@ -1,0 +1,144 @@
+"""From pixels, samples and words to what the encoders take, as the checkpoint's own preprocessing says.
+
+Frames and samples are kept as small integers until they are on the device: :func:`ImagePreprocessing.resize` and the
+tokenizer run in workers, normalisation with the encoder. Equal to transformers' ViTImageProcessorPil and
+Wav2Vec2FeatureExtractor on a clip alone.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from mmei_jax.types import InputError
+
+FILE_NAME = "preprocessor_config.json"
+# transformers' constant.
+_VARIANCE_EPSILON = 1e-7
+_IMAGE_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
+_AUDIO_TYPES = ("Wav2Vec2FeatureExtractor",)
+
+
+def read_file(folder: Path) -> dict[str, Any]:
+    """The checkpoint's ``preprocessor_config.json``.
+
+    Raises:
+        InputError: it is missing or no JSON object.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{folder}: has no {FILE_NAME}: put the checkpoint's own there, or convert it again with it")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return values
+
+
+def _check_type(values: Mapping[str, Any], key: str, accepted: tuple[str, ...]) -> None:
+    found = values.get(key, values.get("feature_extractor_type", accepted[0]))
+    if found not in accepted:
+        raise InputError(f"{FILE_NAME}: {key} = {found!r}: expected {', '.join(accepted)}")
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """What is done to a frame before ViT.
+
+    Attributes:
+        height, width: pixels of the resized frame; the aspect is not kept.
+        resampling: Pillow's number of the filter.
+        scale: factor on pixel values in [0, 255].
+        mean, deviation: per channel, of scaled values.
+    """
+
+    height: int
+    width: int
+    resampling: int
+    scale: float
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "ImagePreprocessing":
+        """From what ``preprocessor_config.json`` of a ViT holds; missing keys have transformers' defaults.
+
+        Raises:
+            InputError: another type, or a step that is not implemented.
+        """
+        _check_type(values, "image_processor_type", _IMAGE_TYPES)
+        if not values.get("do_resize", True):
+            raise InputError(f"{FILE_NAME}: do_resize = false: expected true; frames of one size are needed")
+        size = values.get("size", 224)
+        if isinstance(size, Mapping):
+            if not {"height", "width"} <= size.keys():
+                raise InputError(f"{FILE_NAME}: size = {size}: expected height and width")
+            height, width = int(size["height"]), int(size["width"])
+        else:
+            height = width = int(size)
+        is_normalised = values.get("do_normalize", True)
+        return cls(
+            height=height,
+            width=width,
+            resampling=int(values.get("resample", Image.Resampling.BILINEAR)),
+            scale=float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0,
+            mean=_three(values.get("image_mean", (0.5, 0.5, 0.5))) if is_normalised else (0.0, 0.0, 0.0),
+            deviation=_three(values.get("image_std", (0.5, 0.5, 0.5))) if is_normalised else (1.0, 1.0, 1.0),
+        )
+
+    def resize(self, frame: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "height width 3"]:
+        """A frame of ``[height, width, 3]`` uint8."""
+        image = Image.fromarray(frame).resize((self.width, self.height), Image.Resampling(self.resampling))
+        return np.asarray(image)
+
+    def normalise(self, frames: Any) -> Any:
+        """``[..., 3]`` uint8 to float32 of the same shape; NumPy's arrays or JAX's."""
+        # As transformers does it: each step rounds to float32.
+        scaled = frames.astype(np.float32) * np.float32(self.scale)
+        mean, deviation = (
+            np.array(values, np.float32).reshape((1,) * (frames.ndim - 1) + (3,))
+            for values in (self.mean, self.deviation)
+        )
+        return (scaled - mean) / deviation
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third
+
+
+@dataclass(frozen=True)
+class AudioPreprocessing:
+    """What is done to samples before Wav2Vec2.
+
+    Attributes:
+        sample_rate_hz: samples per second.
+        is_normalised: whether each clip gets mean 0 and variance 1.
+    """
+
+    sample_rate_hz: int
+    is_normalised: bool
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> "AudioPreprocessing":
+        """From what ``preprocessor_config.json`` of a Wav2Vec2 holds; missing keys have transformers' defaults.
+
+        Raises:
+            InputError: another type.
+        """
+        _check_type(values, "feature_extractor_type", _AUDIO_TYPES)
+        return cls(int(values.get("sampling_rate", 16_000)), bool(values.get("do_normalize", True)))
+
+    def normalise(self, samples: Float32[np.ndarray, "samples"]) -> Float32[np.ndarray, "samples"]:
+        """A clip's samples as the encoder takes them; silence stays zeros."""
+        if not self.is_normalised:
+            return samples
+        normalised: np.ndarray = (samples - samples.mean()) / np.sqrt(samples.var() + _VARIANCE_EPSILON)
+        return normalised

@@ -1,0 +1,242 @@
+"""Units of work of an extraction: one shard each, done by one process, finished for good once its note is there.
+
+A folder of an extraction that goes on or was interrupted has ``extraction.json`` (what is extracted), finished shards,
+and ``progress/`` with a note per finished shard. The last process that finishes turns it into a data set:
+``manifest.json`` and ``quarantine.jsonl`` appear, ``progress/`` goes. A shard is renamed into place when it is whole,
+and its note follows, so that whatever is killed when, at most the shard in work is done again.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmei_jax import record_arrow
+from mmei_jax.extraction.clips import Clip
+from mmei_jax.extraction.media import REASONS, MediaError
+from mmei_jax.record_files import MANIFEST_NAME
+from mmei_jax.record_schema import shard_schema
+from mmei_jax.record_writer import write_arrow_file, write_manifest
+from mmei_jax.records import DatasetSpec, Record
+from mmei_jax.sharding import ProcessShare
+from mmei_jax.types import InputError
+
+EXTRACTION_NAME = "extraction.json"
+QUARANTINE_NAME = "quarantine.jsonl"
+_PROGRESS = "progress"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Clips of one split that follow each other in the list: one shard.
+
+    Attributes:
+        name: of the shard, without ending.
+        split: of its clips.
+        clips: theirs.
+    """
+
+    name: str
+    split: str
+    clips: tuple[Clip, ...]
+
+
+def make_units(clips: Sequence[Clip], records_per_shard: int) -> list[Unit]:
+    """Cuts every split into units of ``records_per_shard`` clips, in the list's order; independent of processes."""
+    by_split: dict[str, list[Clip]] = {}
+    for clip in clips:
+        by_split.setdefault(clip.split, []).append(clip)
+    return [
+        Unit(f"{split}-{start // records_per_shard:05d}", split, tuple(own[start : start + records_per_shard]))
+        for split, own in by_split.items()
+        for start in range(0, len(own), records_per_shard)
+    ]
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A clip that is not used, and why; a line of ``quarantine.jsonl``."""
+
+    id: str
+    split: str
+    path: str | None
+    stage: str
+    reason: str
+    detail: str
+
+    @classmethod
+    def of(cls, clip: Clip, failure: MediaError) -> "Quarantined":
+        """The line of a clip."""
+        return cls(clip.id, clip.split, clip.path, failure.stage, failure.reason, failure.detail)
+
+
+class ExtractionFolder:
+    """The folder that an extraction writes.
+
+    Attributes:
+        path: the folder.
+        is_finished: whether the data set is complete.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        """Makes the folder, or goes on with one of the same extraction.
+
+        Args:
+            path: the folder.
+            identity: everything that the result depends on, JSON values only.
+
+        Raises:
+            InputError: the folder holds something else, or an extraction of other clips or another configuration.
+        """
+        self.path = path
+        self._notes = path / _PROGRESS
+        file = path / EXTRACTION_NAME
+        text = json.dumps(identity, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        if not file.is_file():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(f"{path}: exists already, and is no folder of an extraction; name a new one")
+            path.mkdir(parents=True, exist_ok=True)
+            _write_whole(file, text)
+        elif (found := file.read_text(encoding="utf-8")) != text:
+            key = _first_difference(json.loads(found), json.loads(text))
+            raise InputError(f"{path}: holds an extraction that differs in {key}; name a new folder")
+        self.is_finished = (path / MANIFEST_NAME).is_file()
+        if not self.is_finished:
+            self._notes.mkdir(exist_ok=True)
+
+    def unfinished(self, units: Sequence[Unit], share: ProcessShare) -> list[Unit]:
+        """A process's units that are still to be done, in order."""
+        own = units[share.index :: share.count]
+        return [unit for unit in own if not self._note(unit).is_file()]
+
+    def write(
+        self,
+        unit: Unit,
+        spec: DatasetSpec,
+        records: Sequence[Record],
+        quarantined: Sequence[Quarantined],
+        counts: dict[str, int],
+    ) -> None:
+        """Writes a finished unit: its shard, unless all of its clips are quarantined, and its note.
+
+        Raises:
+            InputError: a record does not fit the description; names it.
+        """
+        entry = None
+        longest = dict.fromkeys(sorted(spec.modalities), 0)
+        if records:
+            columns = record_arrow.records_to_columns(records, spec)
+            longest |= {name: int(np.max(ragged.lengths, initial=0)) for name, ragged in columns.features.items()}
+            schema = shard_schema(spec, unit.split)
+            name = f"{unit.name}.arrow"
+            unfinished = f".{name}.partial"
+            table: pa.Table = record_arrow.columns_to_table(columns, spec, schema)
+            entry = {**write_arrow_file(self.path, unfinished, schema, table), "file": name}
+            (self.path / unfinished).rename(self.path / name)
+        note = {
+            "shard": entry,
+            "longest_tokens": longest,
+            "counts": counts,
+            "quarantined": [asdict(line) for line in quarantined],
+        }
+        _write_whole(self._note(unit), json.dumps(note, sort_keys=True, ensure_ascii=False, allow_nan=False))
+
+    def reasons(self, units: Sequence[Unit]) -> dict[str, int]:
+        """Clips of finished units that are not used, by reason."""
+        notes = [_read(note) for unit in units if (note := self._note(unit)).is_file()]
+        return dict(Counter(line["reason"] for note in notes for line in note["quarantined"]))
+
+    def complete(self, units: Sequence[Unit], spec: DatasetSpec, max_bad_fraction: float) -> dict[str, Any] | None:
+        """Turns the folder into a data set, if every unit of every process is finished.
+
+        Returns:
+            Counts of the whole extraction; None if other processes are not finished yet.
+
+        Raises:
+            InputError: more clips are quarantined than ``max_bad_fraction`` of all, or a split has none left. The lines
+                of all of them are in ``quarantine.jsonl``.
+        """
+        try:
+            notes = [_read(self._note(unit)) for unit in units]
+        except FileNotFoundError:
+            # Another process was the last, or is not finished.
+            self.is_finished = (self.path / MANIFEST_NAME).is_file()
+            return self.summary() if self.is_finished else None
+        quarantined = [line for note in notes for line in note["quarantined"]]
+        lines = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in quarantined)
+        _write_whole(self.path / QUARANTINE_NAME, lines)
+        num_clips = sum(len(unit.clips) for unit in units)
+        reasons = Counter(line["reason"] for line in quarantined)
+        check_bad_fraction(self.path, reasons, num_clips, max_bad_fraction)
+        splits: dict[str, dict[str, Any]] = {}
+        counts: Counter[str] = Counter()
+        for unit, note in zip(units, notes, strict=True):
+            split = splits.setdefault(
+                unit.split,
+                {
+                    "num_records": 0,
+                    "shards": [],
+                    "longest_tokens": dict.fromkeys(sorted(spec.modalities), 0),
+                    "reference": {},
+                },
+            )
+            counts.update(note["counts"])
+            for name, longest in note["longest_tokens"].items():
+                split["longest_tokens"][name] = max(split["longest_tokens"][name], longest)
+            if note["shard"] is not None:
+                split["num_records"] += note["shard"]["num_records"]
+                split["shards"].append(note["shard"])
+        empty = sorted(name for name, split in splits.items() if not split["shards"])
+        if empty:
+            raise InputError(f"{self.path}: every clip of split {empty[0]!r} is quarantined ({QUARANTINE_NAME})")
+        totals = {"clips": num_clips, "quarantined": dict(sorted(reasons.items())), **dict(sorted(counts.items()))}
+        write_manifest(self.path, spec, splits, None, {"extraction": totals})
+        self.is_finished = True
+        shutil.rmtree(self._notes, ignore_errors=True)
+        return totals
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of a finished extraction."""
+        counts: dict[str, Any] = _read(self.path / MANIFEST_NAME)["counts"]["extraction"]
+        return counts
+
+    def _note(self, unit: Unit) -> Path:
+        return self._notes / f"{unit.name}.json"
+
+
+def check_bad_fraction(path: Path, reasons: dict[str, int], num_clips: int, max_bad_fraction: float) -> None:
+    """Raises InputError when more than ``max_bad_fraction`` of all clips are quarantined; it tells the reasons."""
+    num_bad = sum(reasons.values())
+    if num_bad > max_bad_fraction * num_clips:
+        told = "; ".join(f"{reason} {count} ({REASONS[reason]})" for reason, count in sorted(reasons.items()))
+        raise InputError(
+            f"{path}: {num_bad} of {num_clips} clips are quarantined, more than --max_bad_fraction="
+            f"{max_bad_fraction:g}: {told}. What is finished stays; the same command with a larger fraction goes on"
+        )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file is there as a whole or not at all, whoever writes it beside this process."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _first_difference(found: Any, wanted: Any, key: str = "") -> str:
+    """The key of the first value that differs, and both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            if found.get(name) != wanted.get(name):
+                return _first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else name)
+    return f"{key} ({found!r} there, {wanted!r} now)"

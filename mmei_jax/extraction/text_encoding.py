@@ -1,0 +1,134 @@
+"""Words to tokens, several texts in a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import transformers
+from jaxtyping import Array, Float
+
+from mmei_jax.encoders.bert import BertConfig
+from mmei_jax.encoders.corpus_order import states_of_records
+from mmei_jax.encoders.text_packing import pack_texts
+from mmei_jax.extraction.encoder_loading import (
+    Collect,
+    Devices,
+    apply_encoder,
+    encoder_fingerprint,
+    encoder_name,
+    load_encoder,
+)
+from mmei_jax.extraction.extraction_config import ExtractionConfig, TextExtraction
+from mmei_jax.records import Producer
+from mmei_jax.types import InputError
+
+# A text of the fewest tokens that a tokenizer gives: one, and the two around it.
+_FEWEST_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids of a text, and whether some were cut off."""
+
+    token_ids: list[int]
+    is_cut: bool
+
+
+class TextEncoder:
+    """Words to tokens; attributes as those of :class:`VisionEncoder`."""
+
+    def __init__(self, config: ExtractionConfig, device: Devices) -> None:
+        """Loads the checkpoint and its tokenizer; raises as :class:`VisionEncoder`."""
+        text: TextExtraction = config.text
+        encoder = load_encoder(text.checkpoint, "text", BertConfig, config)
+        if text.max_tokens > encoder.config.max_tokens:
+            most = encoder.config.max_tokens
+            raise InputError(f"config.text.max_tokens = {text.max_tokens}: expected at most the checkpoint's {most}")
+        self.tokenizer = Tokenizer(text.checkpoint, text.max_tokens)
+        self.dim = encoder.config.stack.dim
+        self.producer = Producer(encoder=encoder_name(encoder), revision=encoder_fingerprint(encoder), layer="last")
+        self._device = device
+        self._tokens_per_row = text.tokens_per_row
+        self._rows = device.rows(text.rows_per_batch)
+        self._parameters = device.copy(encoder.parameters)
+
+        @jax.jit
+        def encode(parameters: Any, token_ids: Array, segment_ids: Array) -> Float[Array, "rows tokens dim"]:
+            return apply_encoder(encoder, parameters, token_ids, segment_ids).last_hidden_state
+
+        self._encode = encode
+
+    def start(self) -> "_TextShard":
+        """Begins a shard."""
+        return _TextShard(self)
+
+    def dispatch(self, texts: Sequence[list[int]]) -> Collect:
+        """Encodes a shard's texts, several in a row."""
+        packed = pack_texts(
+            texts,
+            tokens_per_row=self._tokens_per_row,
+            rows_per_batch=self._rows,
+            texts_per_row=self._tokens_per_row // _FEWEST_TOKENS,
+        )
+        place = self._device.place
+        sent = [
+            (self._encode(self._parameters, place(batch.token_ids), place(batch.segment_ids)), batch)
+            for batch in packed.batches
+        ]
+
+        def collect() -> dict[int, np.ndarray]:
+            return {
+                index: states
+                for output, batch in sent
+                for index, states in states_of_records(np.asarray(output), batch.segment_ids, batch.record_index)
+            }
+
+        return collect
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, which cuts what is too long."""
+
+    def __init__(self, folder: str, max_tokens: int) -> None:
+        """Loads it from the checkpoint's folder.
+
+        Raises:
+            InputError: the folder has none.
+        """
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            wanted = "expected the checkpoint's tokenizer files (tokenizer.json, or vocab.txt) in it"
+            raise InputError(f"{folder}: no tokenizer: {wanted}: {' '.join(str(error).split())[:200]}") from error
+        self._max_tokens = max_tokens
+
+    def encode(self, text: str) -> EncodedText:
+        """Token ids with what the tokenizer puts around them, at most ``max_tokens``."""
+        whole = self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+        if len(whole) <= self._max_tokens:
+            return EncodedText(whole, is_cut=False)
+        cut = self._tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"]
+        return EncodedText(cut, is_cut=True)
+
+
+class _TextShard:
+    """Words of one shard's clips; packed when all are there."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self._records: list[int] = []
+        self._texts: list[list[int]] = []
+
+    def add(self, record: int, token_ids: list[int]) -> None:
+        """Takes a text."""
+        self._records.append(record)
+        self._texts.append(token_ids)
+
+    def finish(self) -> Collect:
+        """Sends everything off."""
+        if not self._texts:
+            return dict
+        collect = self._encoder.dispatch(self._texts)
+        return lambda: {self._records[index]: states for index, states in collect().items()}
