@@ -28,6 +28,7 @@ from benchmarks.utterance_lengths import draw_lengths
 from configs import default
 from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader
+from mmei_jax.compilations import CompilationCounter
 from mmei_jax.config import Config, parse
 from mmei_jax.host_memory import keep_freed_memory
 from mmei_jax.optimizer import make_optimizer, make_schedule
@@ -192,10 +193,7 @@ def our_side(case: Case) -> rounds.Ready:
     config = case.config(is_packed=True, has_dropout=True)
     run = OurRun(config, case.num_batches)
     run.compile()
-    compilations: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: compilations.append(seconds) if event.endswith("backend_compile_duration") else None
-    )
+    compilations = CompilationCounter()
 
     def measure() -> float:
         started = time.perf_counter()
@@ -206,8 +204,8 @@ def our_side(case: Case) -> rounds.Ready:
                 in_flight.popleft().block_until_ready()
         loss = float(in_flight[-1])
         seconds = time.perf_counter() - started
-        if compilations or not np.isfinite(loss):
-            raise RuntimeError(f"{len(compilations)} compilations after warm-up, loss {loss}")
+        if compilations.count or not np.isfinite(loss):
+            raise RuntimeError(f"{compilations.count} compilations after warm-up, loss {loss}")
         return seconds
 
     split = Dataset.open(config.data.path).split("train")

@@ -1,6 +1,7 @@
 """Scalars to JSON lines and to TensorBoard event files, without TensorFlow (clu's writers need it)."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,8 @@ class MetricWriter:
     """Writes scalars by step; the method names are those of ``clu.metric_writers``.
 
     ``metrics.jsonl`` holds one object a line, ``{"step": 7, "train/loss": 1.25, ...}``; ``tensorboard/`` the event
-    files. A resumed run drops the lines after the step it resumes from, so that no step stands there twice.
+    files. A metric that is not finite, because nothing was counted, is null there (JSON knows no NaN) and absent here.
+    A resumed run drops the lines after the step it resumes from, so that no step stands there twice.
     """
 
     def __init__(self, workdir: Path, *, resumed_step: int = 0):
@@ -21,10 +23,12 @@ class MetricWriter:
         self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line, and one event per scalar."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        """Writes one line, and one event per finite scalar."""
+        written = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **written}, allow_nan=False) + "\n")
+        for name, value in written.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Hands what was written to the operating system."""

@@ -19,6 +19,7 @@ from clu import parameter_overview
 
 from mmei_jax import environment, input_pipeline
 from mmei_jax.checkpointing import Checkpointer
+from mmei_jax.compilations import CompilationCounter
 from mmei_jax.config import Config
 from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
 from mmei_jax.metrics import is_smaller_better
@@ -127,7 +128,7 @@ class _Run:
         step = int(state.step)
         train_step = self._jit_step()
         in_flight: deque[StepReport] = deque()
-        with closing(iterator), closing(self._open_log(step)) as log:
+        with closing(iterator), closing(self._open_log(step)) as log, closing(CompilationCounter()) as compilations:
             while step < self.num_steps and not progress.has_stopped_early and not stop:
                 started = time.perf_counter()
                 batch = next(iterator)
@@ -135,14 +136,17 @@ class _Run:
                 # (jax's stub of Array lacks is_ready.)
                 is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]
                 wait_seconds = 0.0 if is_busy else time.perf_counter() - started
+                num_compiled = compilations.count
                 with jax.transfer_guard("disallow"):
                     state, report = train_step(state, batch)
                 step += 1
                 log.add(step, report, wait_seconds)
-                if not in_flight:
-                    # The first update compiles: that is not part of any rate, nor of the time left.
+                if not in_flight or compilations.count > num_compiled:
+                    # The first update, and the first of every shape of batches: compiling is not part of any rate, nor
+                    # of the time left. No other update is waited for.
                     jax.block_until_ready(report)
-                    print(f"first update, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
+                    title = f"step {step}, batches of another shape" if in_flight else "first update"
+                    print(f"{title}, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
                     log.restart_clock()
                 in_flight.append(report)
                 if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
@@ -206,6 +210,7 @@ class _Run:
             num_records=self.split.num_records,
             writes_record_ids=self.config.train.write_record_ids,
             resumed_step=step,
+            latest_saved_step=lambda: self.checkpointer.latest_step,
         )
 
     def _evaluates_after(self, step: int) -> bool:

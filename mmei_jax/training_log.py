@@ -1,6 +1,7 @@
 """What a run tells while it trains: reports are fetched late, checked, averaged, written and printed."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ class TrainingLog:
         num_steps, batch_size, num_records: of the run, the update and the training split.
         writes_record_ids: whether the ids of every update's records are written.
         resumed_step: completed updates when the run (re)starts.
+        latest_saved_step: gives the step of the last checkpoint, None where there is none.
     """
 
     def __init__(
@@ -42,9 +44,11 @@ class TrainingLog:
         num_records: int,
         writes_record_ids: bool,
         resumed_step: int,
+        latest_saved_step: Callable[[], int | None],
     ):
         self._writer = MetricWriter(workdir, resumed_step=resumed_step)
         self._record_ids, self._is_not_finite = record_ids, is_not_finite
+        self._latest_saved_step = latest_saved_step
         self._num_steps, self._batch_size, self._num_records = num_steps, batch_size, num_records
         self._ids_file = None
         if writes_record_ids:
@@ -55,11 +59,12 @@ class TrainingLog:
         self._num_untimed_steps = 0
         self._started = time.perf_counter()
         self._total_wait_seconds = self._total_seconds = 0.0
-        self._num_timed_steps = 0
+        self._num_steps_made = self._num_timed_steps = 0
 
     def add(self, step: int, report: StepReport, wait_seconds: float) -> None:
         """Keeps the report of an update that may still be under way, and how long the devices lacked its batch."""
         self._pending.append((step, report))
+        self._num_steps_made += 1
         self._wait_seconds += wait_seconds
 
     def restart_clock(self) -> None:
@@ -110,13 +115,16 @@ class TrainingLog:
         """Writes and prints the metrics of an evaluation."""
         self._writer.write_scalars(step, metrics)
         self._writer.flush()
-        shown = {name: value for name, value in metrics.items() if name.endswith(("accuracy", "/map", "/loss", "/mae"))}
+        endings = ("accuracy", "/map", "/loss", "/mae")
+        shown = {name: value for name, value in metrics.items() if name.endswith(endings) and math.isfinite(value)}
         print("  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items()), flush=True)
 
     def summary(self) -> str:
-        """One line on throughput over the whole run, evaluation and saving left out."""
-        if not self._num_timed_steps:
+        """One line on throughput over the whole run; compilation, evaluation and saving left out."""
+        if not self._num_steps_made:
             return "no update was made"
+        if not self._num_timed_steps:
+            return f"updates made: {self._num_steps_made}, too few to tell how fast: compilation is part of each"
         rate = self._num_timed_steps * self._batch_size / self._total_seconds
         share = self._total_wait_seconds / self._total_seconds
         return f"{rate:,.0f} records/s while training; input wait {share:.2%} of the step time"
@@ -138,8 +146,10 @@ class TrainingLog:
         is_cause = self._is_not_finite(records)
         ids = self._record_ids(records[is_cause] if is_cause.any() else records)
         named = ", ".join(ids[:_MAX_IDS_NAMED]) + (f" and {len(ids) - _MAX_IDS_NAMED} more" if len(ids) > 10 else "")
+        saved = self._latest_saved_step()
+        kept = "no checkpoint was saved yet" if saved is None else f"the checkpoint of step {saved} is kept"
         raise NonFiniteLossError(
-            f"step {step}: the {task} is not finite for records {named}; the last checkpoint is kept. "
+            f"step {step}: the {task} is not finite for records {named}; {kept}. "
             "Check these records' features, or lower config.optimizer.learning_rate"
         )
 

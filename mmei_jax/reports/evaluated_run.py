@@ -24,7 +24,7 @@ class EvaluatedRun:
         dataset: whose manifest is told of.
         records: what the model said about each record of the split.
         intervals: of the metrics.
-        log: lines of ``metrics.jsonl``; [] where there is none.
+        log: lines of ``metrics.jsonl``, in which an undefined metric is None; [] where there is none.
         environment: what ``environment.json`` holds; None where there is none.
     """
 
@@ -34,7 +34,7 @@ class EvaluatedRun:
     dataset: Dataset
     records: RecordTable
     intervals: Intervals
-    log: list[dict[str, float | int]]
+    log: list[dict[str, Any]]
     environment: dict[str, Any] | None
 
     @property
@@ -98,7 +98,7 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: expected what train.py or eval.py wrote: {error}") from error
 
 
-def _read_log(path: Path) -> list[dict[str, float | int]]:
+def _read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:

@@ -82,8 +82,9 @@ def _pair(run: EvaluatedRun, task: str) -> tuple[Curve, Curve]:
 
 def _curve(run: EvaluatedRun, name: str) -> Curve:
     """Finite values of a logged metric."""
-    lines = [line for line in run.log if name in line and math.isfinite(line[name])]
-    return [run.epoch(line["step"]) for line in lines], [line[name] for line in lines]
+    found = [(line["step"], line.get(name)) for line in run.log]
+    points = [(run.epoch(step), value) for step, value in found if value is not None and math.isfinite(value)]
+    return [epoch for epoch, _ in points], [value for _, value in points]
 
 
 def throughput_section(run: EvaluatedRun) -> Section:
