@@ -37,10 +37,22 @@ def test_what_is_no_media_is_told(tmp_path, content):
     assert probe(tmp_path / "nowhere.mp4") == MediaFile("missing")
 
 
-def test_truncated_file_is_told(tmp_path):
-    path = write_media(tmp_path / "clip.mp4", seconds=3.0)
+@pytest.mark.parametrize("is_index_first", [False, True])
+def test_truncated_file_is_told(tmp_path, is_index_first):
+    path = write_media(tmp_path / "clip.mp4", seconds=4.0, is_index_first=is_index_first)
     content = path.read_bytes()
+    assert (content.index(b"moov") < content.index(b"mdat")) == is_index_first
     path.write_bytes(content[: len(content) // 2])
+    found = probe(path)
+    assert found.fault not in (None, "missing")
+    assert found.fault.startswith("ends at") == is_index_first
+
+
+def test_file_whose_frames_do_not_decode_is_told(tmp_path):
+    path = write_media(tmp_path / "clip.mp4", is_index_first=True, has_sound=False)
+    content = path.read_bytes()
+    start = content.index(b"mdat") + 4
+    path.write_bytes(content[:start] + bytes(len(content) - start))
     assert probe(path).fault not in (None, "missing")
 
 
@@ -77,21 +89,28 @@ def test_findings_name_the_clips(tmp_path):
     assert examination.histograms["media seconds"]["train"]["count"] == 7
 
 
-def test_identical_files_are_found_by_their_bytes_within_and_across_splits(tmp_path):
-    first = write_media(tmp_path / "a.mp4", seed=1)
-    other = write_media(tmp_path / "b.mp4", seed=2)
-    for name in ("c.mp4", "d.mp4"):
-        shutil.copy(first, tmp_path / name)
-    changed = bytearray(other.read_bytes())
-    changed[-1] ^= 1
-    (tmp_path / "e.mp4").write_bytes(changed)
-    names = {"train": ["a", "b", "c", "e"], "test": ["d"]}
-    groups = {
-        split: [utterance(name, split, path=str(tmp_path / f"{name}.mp4")) for name in found]
-        for split, found in names.items()
-    }
-    found = [finding for finding in examine(groups)[0].findings if finding.check.startswith("identical")]
-    assert found == [
-        Finding("identical_media_within", "train", 1, ("c",)),
-        Finding("identical_media_across", "test in train", 1, ("d",)),
-    ]
+def test_stream_without_a_frame_is_told(tmp_path):
+    path = write_media(tmp_path / "clip.mkv", num_frames=0)
+    assert probe(path).fault == "a stream has no frame that decodes"
+
+
+@pytest.mark.parametrize(
+    ("split", "finding"),
+    [
+        ("train", Finding("identical_media_within", "train", 1, ("twin",))),
+        ("test", Finding("identical_media_across", "test in train", 1, ("twin",))),
+    ],
+)
+def test_identical_files_are_found_by_their_bytes(tmp_path, split, finding):
+    first = write_media(tmp_path / "first.mp4", seed=1)
+    shutil.copy(first, tmp_path / "twin.mp4")
+    other = write_media(tmp_path / "other.mp4", seed=2)
+    # As long as another file, and different in its last byte: in no index, it is still a good file.
+    changed = other.read_bytes() + b"\0\0\0\x09free\0"
+    other.write_bytes(changed)
+    (tmp_path / "similar.mp4").write_bytes(changed[:-1] + b"\1")
+    groups = {"train": [], "test": []}
+    for name in ("first", "other", "similar"):
+        groups["train"].append(utterance(name, path=str(tmp_path / f"{name}.mp4")))
+    groups[split].append(utterance("twin", split, path=str(tmp_path / "twin.mp4")))
+    assert examine({name: found for name, found in groups.items() if found})[0].findings == [finding]

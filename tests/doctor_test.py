@@ -107,6 +107,14 @@ def test_added_duplicate_changes_its_counts_and_nothing_else(tmp_path, original)
     }
 
 
+def test_same_words_of_another_speaker_are_no_duplicate(tmp_path, original):
+    def change(rows):
+        assert rows["train"][4]["Speaker"] != rows["train"][3]["Speaker"]
+        rows["train"][4]["Utterance"] = rows["train"][3]["Utterance"]
+
+    assert changes(original[2], examine_changed(tmp_path, original, change, code=0)) == {}
+
+
 def test_swapped_label_order_is_one_finding_of_the_label_order(tmp_path, original):
     swap = {"joy": "anger", "anger": "joy"}
 

@@ -169,10 +169,10 @@ def pickled(value):
     return b"".join(content[position:end] for (name, position), end in parts if name not in left_out)
 
 
-def array_program(shape, code, content):
+def array_program(shape, code, content, names=None):
     """An array as NumPy pickles it, of parts that need not fit each other."""
     dtype = (
-        b"cnumpy\ndtype\n(" + pickled(code) + b"I00\nI01\ntR" + pickled((3, "<", None, None, None, -1, -1, 0)) + b"b"
+        b"cnumpy\ndtype\n(" + pickled(code) + b"I00\nI01\ntR" + pickled((3, "<", None, names, None, -1, -1, 0)) + b"b"
     )
     array = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
     return b"\x80\x03" + array + b"(K\x01" + pickled(shape) + dtype + b"I00\n" + pickled(content) + b"tb."
@@ -181,6 +181,11 @@ def array_program(shape, code, content):
 def test_arrays_made_by_hand_are_read(tmp_path):
     content = array_program((2,), "f4", struct.pack("<2f", 1.5, -2))
     np.testing.assert_array_equal(read(tmp_path, content), np.array([1.5, -2], np.float32))
+
+
+def test_record_in_the_dress_of_a_number_is_refused(tmp_path):
+    with pytest.raises(InputError, match="an array of records"):
+        read(tmp_path, array_program((2,), "f4", bytes(8), names=("a",)))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,9 @@ def test_containers_within_themselves_and_too_deep_ones_are_refused(tmp_path):
     wide = [0.5]
     for _ in range(7):
         wide = [wide] * 10
-    assert read(tmp_path, wide)[9][9][9][9][9][9][9] == [0.5]
+    found = read(tmp_path, wide)
+    assert found[9][9][9][9][9][9][9] == [0.5]
+    assert found[0] is found[9]
 
 
 def test_damaged_files_are_told_in_one_line(tmp_path):

@@ -142,6 +142,12 @@ def test_clip_list_is_read_back_as_it_was_written(tmp_path):
     )
 
 
+def test_byte_order_mark_of_spreadsheets_is_no_part_of_the_first_column(tmp_path):
+    path = tmp_path / "clips.csv"
+    path.write_text("id,split,text\na,train,hello\n", encoding="utf-8-sig")
+    assert read_clip_list(path)[0].clip == Clip("a", "train", text="hello")
+
+
 def test_labels_become_ids_numbers_and_rows():
     utterance = Utterance(Clip("a", "train"), {"emotion": "surprise", "all": "b|c", "score": "0.5", "other": "?"})
     specs = {"emotion": EMOTION, "all": LabelSpec("multi_label", ("a", "b", "c")), "score": LabelSpec("real")}
