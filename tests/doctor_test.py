@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pandas
 import pytest
 
 from mmei_jax.extraction import doctor
@@ -223,6 +224,17 @@ def test_list_of_clips_is_examined_with_its_media_and_episodes(tmp_path, origina
     assert report["class_counts"]["emotion"]["train"]["joy"] == sum(
         row["Emotion"] == "joy" for row in original[0]["train"]
     )
+
+
+def test_list_of_another_form_has_the_same_findings(tmp_path, original):
+    write_clip_list(tmp_path / "clips.csv", read_meld(tmp_path / "original"))
+    frame = pandas.read_csv(tmp_path / "clips.csv", dtype=str)
+    frame.to_csv(tmp_path / "clips.tsv", sep="\t", index=False)
+    frame.to_parquet(tmp_path / "clips.parquet")
+    reports = [run(tmp_path / f"clips.{suffix}", code=1) for suffix in ("csv", "tsv", "parquet")]
+    for report in reports[1:]:
+        assert report["findings"] == reports[0]["findings"] != []
+        assert difference(reports[0], report) == []
 
 
 def test_input_that_is_no_data_set_is_told_in_one_line(tmp_path, capsys, original):

@@ -4,8 +4,10 @@ import dataclasses
 import os
 
 import numpy as np
+import pandas
 import pytest
 
+from mmei_jax.extraction import clip_lists
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.utterance_lists import (
     Utterance,
@@ -74,7 +76,6 @@ def test_missing_files_columns_and_cells_are_named(tmp_path):
         read_meld(tmp_path)
     path = tmp_path / "clips.csv"
     for content, message in [
-        ("id,text\na,b\n", r"expected each once, among them \['split'\]"),
         ("id,split,id\na,b,c\n", "expected each once"),
         ("id,split\na\n", "line 2: 1 cells, the header has 2"),
         ("id,split\n", "no rows"),
@@ -84,6 +85,9 @@ def test_missing_files_columns_and_cells_are_named(tmp_path):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             read_clip_list(path)
+    path.write_text("video_id,text\na,b\n", encoding="utf-8")
+    with pytest.raises(InputError, match="expected each once, among them clip_id, label, mode"):
+        read_mosei(path)
     path.write_bytes(b"id,split\n\xff,a\n")
     with pytest.raises(InputError, match="not a UTF-8 table"):
         read_clip_list(path)
@@ -140,6 +144,34 @@ def test_clip_list_is_read_back_as_it_was_written(tmp_path):
     assert second == dataclasses.replace(
         plain, clip=dataclasses.replace(plain.clip, audio_path=os.path.join(tmp_path, "sub/s.wav"))
     )
+
+
+def test_lists_are_read_as_extraction_reads_them_whatever_their_form(tmp_path):
+    table = {
+        "path": ["a b.mp4", "c.mp4", None],
+        "start_seconds": [None, 0.5, None],
+        "end_seconds": [None, 2.0, None],
+        "text": ['so "it" is', None, "alone"],
+        "turn": [0, None, 7],
+        "optional": ["audio|text", None, None],
+        "emotion": ["joy", None, "fear"],
+    }
+    frame = pandas.DataFrame(table).astype({"turn": "Int64"})
+    frame.to_csv(tmp_path / "clips.csv", index=False)
+    frame.to_csv(tmp_path / "clips.tsv", index=False, sep="\t")
+    frame.to_parquet(tmp_path / "clips.parquet")
+    for suffix in ("csv", "tsv", "parquet"):
+        path = tmp_path / f"clips.{suffix}"
+        expected, _ = clip_lists.read_clips(path, {"emotion": EMOTION})
+        found = label_clips(read_clip_list(path), {"emotion": EMOTION})
+        joined = [
+            dataclasses.replace(clip, path=None if clip.path is None else str(tmp_path / clip.path))
+            for clip in expected
+        ]
+        assert found == joined
+    (tmp_path / "clips.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        read_clip_list(tmp_path / "clips.parquet")
 
 
 def test_byte_order_mark_of_spreadsheets_is_no_part_of_the_first_column(tmp_path):

@@ -31,7 +31,7 @@ SHARDS = "shards"
 _TABLES = {"meld": "meld", "mintrec": "mintrec", "mosei": "cmu_mosei"}
 _ACCEPTED = (
     "a folder with MELD's three CSVs, MIntRec's TSVs or manifest.json (feature shards), MMSA's label.csv, "
-    "or a list of clips (.csv or .tsv with the columns id and split)"
+    "or a list of clips (.csv, .tsv or .parquet with some of the columns path, audio_path and text)"
 )
 
 
@@ -85,17 +85,19 @@ def detect_format(path: Path) -> str:
         for name, format_name in ((MANIFEST_NAME, SHARDS), ("train_sent_emo.csv", "meld"), ("train.tsv", "mintrec")):
             if (path / name).is_file():
                 return format_name
+    elif path.is_file() and path.suffix == ".parquet":
+        return "clips"
     elif path.is_file() and path.suffix in (".csv", ".tsv"):
         try:
             with path.open(encoding="utf-8-sig") as stream:
                 header = stream.readline()
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not a UTF-8 table: {error}") from error
-        columns = header.rstrip("\r\n").split("\t" if path.suffix == ".tsv" else ",")
-        if {"id", "split"} <= set(columns):
-            return "clips"
-        if {"video_id", "clip_id", "mode"} <= set(columns):
+        columns = set(header.rstrip("\r\n").split("\t" if path.suffix == ".tsv" else ","))
+        if {"video_id", "clip_id", "mode"} <= columns:
             return "mosei"
+        if {"path", "audio_path", "text"} & columns:
+            return "clips"
     raise InputError(f"{path}: expected {_ACCEPTED}")
 
 

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 
+from mmei_jax.extraction.clip_lists import DEFAULT_SPLIT
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.records import LabelSpec
 from mmei_jax.types import InputError
@@ -137,7 +140,7 @@ def read_mintrec(folder: Path) -> list[Utterance]:
     for split, file_name in MINTREC_SPLITS:
         if split == "test" and not (folder / file_name).exists():
             continue
-        for _, row in _read_rows(folder / file_name, _MINTREC_COLUMNS, "\t"):
+        for _, row in _read_rows(folder / file_name, _MINTREC_COLUMNS, "\t", is_quoted=False):
             name = f"{row['season']}_{row['episode']}_{row['clip']}"
             clip = Clip(name, split, text=row["text"] or None)
             utterances.append(Utterance(clip, {"intent": row["label"]}, f"{row['season']}{row['episode']}"))
@@ -181,29 +184,30 @@ def read_mosei(path: Path, media_folder: Path | None = None, *, has_whole_videos
 
 
 def read_clip_list(path: Path, media_folder: Path | None = None) -> list[Utterance]:
-    """A list of clips: CSV, or TSV by the file's ending, with a header.
+    """A list of clips as extraction takes it: CSV, TSV or Parquet, by the file's ending.
 
-    Columns are named after :class:`~mmei_jax.extraction.clips.Clip`: id and split always, the others where known (paths
-    relative to ``media_folder``, None for the list's own; ``optional`` joined by "|"); ``episode``; every other column
-    is a label (names; several joined by "|", "none" for none of them; numbers). Empty cells are unknown.
+    Columns are named after :class:`~mmei_jax.extraction.clips.Clip`, none of them needed (``id`` is the path where it
+    is missing, ``split`` "all"; paths are relative to ``media_folder``, None for the list's own; ``optional`` is joined
+    by "|"); ``episode``; every other column is a label (names; several joined by "|", "none" for none of them;
+    numbers). Empty cells are unknown.
 
     Raises:
-        InputError: the file or a column is missing, or a cell is not a number where one belongs; names the line.
+        InputError: the file is missing or unreadable, or a cell is not a number where one belongs; names the line.
     """
-    utterances = []
-    for line, row in _read_rows(path, ("id", "split"), "\t" if path.suffix == ".tsv" else ","):
+    utterances: list[Utterance] = []
+    for line, row in _read_list(path):
         where = f"{path}: line {line}"
-        start, end = (
-            _seconds(row[f"{name}_seconds"], where) if row.get(f"{name}_seconds") else None for name in _TIMES
-        )
+        cells = [row.get(f"{name}_seconds") for name in _TIMES]
+        start, end = (_seconds(cell, where) if cell else None for cell in cells)
         files: dict[str, Any] = {
             name: os.path.join(media_folder or path.parent, row[name])
             for name in CLIP_COLUMNS
             if name.endswith("path") and row.get(name)
         }
+        name = row.get("path") or row.get("audio_path") or f"row{len(utterances)}"
         clip = Clip(
-            row["id"],
-            row["split"],
+            row.get("id") or (f"{name}@{cells[0]}" if cells[0] and row.get("path") else name),
+            row.get("split") or DEFAULT_SPLIT,
             **files,
             start_seconds=start,
             end_seconds=end,
@@ -234,12 +238,27 @@ def write_clip_list(path: Path, utterances: Sequence[Utterance]) -> None:
 _TIMES = ("start", "end")
 
 
-def _read_rows(path: Path, needed: Sequence[str], delimiter: str) -> list[tuple[int, dict[str, str]]]:
-    """Line number and cells by column of every row of a UTF-8 table."""
+def _read_list(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Row number and cells of a list of clips."""
+    if path.suffix != ".parquet":
+        return _read_rows(path, (), "\t" if path.suffix == ".tsv" else ",")
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from error
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    cells = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    return list(enumerate(cells, start=1))
+
+
+def _read_rows(
+    path: Path, needed: Sequence[str], delimiter: str, *, is_quoted: bool = True
+) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells by column of every row of a UTF-8 table; without ``is_quoted`` quotes are part of cells."""
     if not path.is_file():
         raise InputError(f"{path}: no such file: expected a table with the columns {', '.join(needed)}")
-    # Tabs separate as they are: quotes in such files are part of the text.
-    quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     rows = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -247,14 +266,12 @@ def _read_rows(path: Path, needed: Sequence[str], delimiter: str) -> list[tuple[
             header = next(reader, [])
             missing = [name for name in needed if name not in header]
             if missing or len(set(header)) < len(header):
-                raise InputError(
-                    f"{path}: columns {', '.join(header)}: expected each once, among them {missing or needed}"
-                )
+                found = f"{path}: columns {', '.join(header)}: expected each once"
+                raise InputError(found + (f", among them {', '.join(missing)}" if missing else ""))
             for cells in reader:
                 if len(cells) != len(header):
-                    raise InputError(
-                        f"{path}: line {reader.line_num}: {len(cells)} cells, the header has {len(header)}"
-                    )
+                    where = f"{path}: line {reader.line_num}"
+                    raise InputError(f"{where}: {len(cells)} cells, the header has {len(header)}")
                 rows.append((reader.line_num, dict(zip(header, cells, strict=True))))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a UTF-8 table: {error}") from error
