@@ -226,6 +226,13 @@ def test_list_of_clips_is_examined_with_its_media_and_episodes(tmp_path, origina
     )
 
 
+def test_text_that_the_list_says_is_optional_may_be_empty(tmp_path):
+    path = tmp_path / "clips.csv"
+    path.write_text("id,text,optional\na,hello,\nb,,audio|text\nc,,audio\n")
+    (finding,) = run(path, code=1)["findings"]
+    assert (finding["check"], finding["ids"]) == ("empty_texts", ["c"])
+
+
 def test_list_of_another_form_has_the_same_findings(tmp_path, original):
     write_clip_list(tmp_path / "clips.csv", read_meld(tmp_path / "original"))
     frame = pandas.read_csv(tmp_path / "clips.csv", dtype=str)

@@ -185,12 +185,16 @@ def _texts_and_times(groups: BySplit, max_seconds: float) -> list[Finding]:
     findings = []
     for split, found in groups.items():
         ids = {
-            "empty_texts": [item.clip.id for item in found if has_texts and not (item.clip.text or "").strip()],
+            "empty_texts": [item.clip.id for item in found if has_texts and _lacks_text(item)],
             "long_clips": [item.clip.id for item in found if item.seconds is not None and item.seconds > max_seconds],
             "empty_clips": [item.clip.id for item in found if item.seconds is not None and item.seconds <= 0],
         }
         findings += [Finding(check, split, len(names), tuple(names)) for check, names in ids.items() if names]
     return findings
+
+
+def _lacks_text(utterance: Utterance) -> bool:
+    return "text" not in utterance.clip.optional and not (utterance.clip.text or "").strip()
 
 
 def _measure(groups: BySplit, examination: Examination) -> None:
