@@ -246,6 +246,29 @@ def test_meld_split_by_episode_divides_no_episode_and_loses_no_utterance(tmp_pat
     assert sizes == {"train": 80, "dev": 16, "test": 24}
 
 
+def test_meld_split_by_speaker_divides_no_speaker_and_context_does_not_cross_splits(tmp_path):
+    rows = made_up_lists.meld_rows()
+    for split, number in (("dev", 0), ("test", 1), ("train", 2)):
+        for row in rows[split]:
+            row["Speaker"] += str(number)
+    # A guest in a dialogue of train.
+    rows["train"][1]["Speaker"] = rows["dev"][0]["Speaker"]
+    folder = made_up_lists.write_meld(tmp_path / "meld", rows)
+    options = {"folder": str(folder), "splits": "speaker", "context_turns": "1"}
+    builder = open_builder(MELD, options, tmp_path / "built")
+    clips = {clip.id: clip for split in split_names(builder) for clip in builder_clips(builder, split)}
+    assert len(clips) == 120
+    pairs = {(clip.speaker, clip.split) for clip in clips.values()}
+    assert len(pairs) == len({speaker for speaker, _ in pairs}) == 9
+    for before, clip in (
+        (clips[f"train_dia{number}_utt{turn}"], clips[f"train_dia{number}_utt{turn + 1}"])
+        for number in range(20)
+        for turn in range(3)
+    ):
+        assert ("</s></s>" in clip.text) >= (before.split == clip.split)
+        assert before.split == clip.split or before.text.rpartition("</s></s>")[2] not in clip.text
+
+
 def test_meld_context_comes_from_the_same_dialogue(tmp_path):
     rows = made_up_lists.meld_rows()
     folder = made_up_lists.write_meld(tmp_path / "meld", rows)

@@ -1,4 +1,4 @@
-"""MELD as clips: official or episode-disjoint splits, with or without media, with or without context."""
+"""MELD as clips: official, episode-disjoint or speaker-disjoint splits, with or without media and context."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from mmei_jax.extraction.published_facts import FILE_NAME, read_published
 from mmei_jax.extraction.splitting import split_like
 from mmei_jax.extraction.utterance_lists import MELD_SPLITS, label_clips, read_meld
 
-# Of the episode-disjoint split; the card gives the sizes that come of it.
+# Of the disjoint splits; the card gives the sizes that come of it.
 _SEED = 0
 
 
@@ -23,7 +23,11 @@ class Meld(ClipBuilder):
     OPTIONS: ClassVar = {
         "folder": BuilderOption("folder with train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv"),
         "clips_folder": BuilderOption("folder laid out as MELD.Raw (train_splits, ...); empty: text alone", ""),
-        "splits": BuilderOption("official, or whole episodes in one split", "official", ("official", "episode")),
+        "splits": BuilderOption(
+            "official, or all of an episode's or of a speaker's utterances in one split",
+            "official",
+            ("official", "episode", "speaker"),
+        ),
     }
     labels = read_published(Path(__file__).with_name(FILE_NAME)).labels
 
@@ -40,8 +44,8 @@ class Meld(ClipBuilder):
         clips = label_clips(utterances, cls.labels)
         if options["splits"] == "official":
             return clips
-        episodes = np.array([utterance.episode for utterance in utterances])
-        splits = split_like(episodes, np.array([clip.split for clip in clips]), _SEED)
+        groups = [item.episode if options["splits"] == "episode" else item.clip.speaker for item in utterances]
+        splits = split_like(np.array(groups), np.array([clip.split for clip in clips]), _SEED)
         return [replace(clip, split=str(split)) for clip, split in zip(clips, splits, strict=True)]
 
     @classmethod
