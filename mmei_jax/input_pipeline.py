@@ -33,6 +33,7 @@ from mmei_jax.data_statistics import (
 from mmei_jax.packing import Arranger
 from mmei_jax.ranking_targets import RankingStatistics, positive_counts
 from mmei_jax.record_order import RecordOrder, SequentialOrder, ShuffledOrder
+from mmei_jax.record_schema import FEATURE_DTYPES
 from mmei_jax.records import Dataset, Split
 from mmei_jax.types import Batch, InputError
 
@@ -243,6 +244,11 @@ def check(dataset: Dataset, config: Config) -> None:
         if name not in dataset.spec.modalities:
             known = ", ".join(dataset.spec.modalities)
             raise InputError(f"config.data.modalities: {dataset.path} lacks {name!r}; it has {known}")
+        if (dtype := dataset.spec.modalities[name].dtype) not in FEATURE_DTYPES:
+            raise InputError(
+                f"{dataset.path}: {name} holds raw media ({dtype}): training reads features; extract them "
+                "(python -m mmei_jax.extraction.extract without --depth=raw)"
+            )
     train = dataset.split(*config.data.train_splits)
     num_steps(train.num_records, config.data.batch_size, config.train.num_epochs)
     _check_label(train, "emotion_label", config.loss.emotion_label, _LABEL_KINDS[config.loss.emotion])

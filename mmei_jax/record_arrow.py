@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmei_jax.record_schema import (
+    FEATURE_DTYPES,
     SLATE_FIELDS,
     Catalogue,
     DatasetSpec,
@@ -75,7 +76,7 @@ def records_to_columns(records: Sequence[Record], spec: DatasetSpec) -> RecordCo
         _refuse_unknown(record.labels, spec.labels, f"record {record.id!r}: label")
         _refuse_unknown(record.extras, spec.extras, f"record {record.id!r}: extra column")
     features = {
-        name: _join(ids, [record.features.get(name) for record in records], name, (modality.dim,), np.float32)
+        name: _join(ids, [record.features.get(name) for record in records], name, (modality.dim,), modality.dtype)
         for name, modality in spec.modalities.items()
     }
     labels = {name: _join_labels(records, name, label) for name, label in spec.labels.items()}
@@ -189,10 +190,11 @@ def _ragged_to_arrow(
 def _features_to_arrow(name: str, ragged: Ragged, spec: DatasetSpec, ids: Sequence[str]) -> pa.Array:
     modality = spec.modalities[name]
     values = np.asarray(ragged.values)
-    if values.ndim != 2 or values.shape[1] != modality.dim or values.dtype.kind != "f":
-        raise InputError(
-            f"record {ids[0]!r}: {name} is {values.dtype}{list(values.shape)}: expected floats [tokens, {modality.dim}]"
-        )
+    is_feature = modality.dtype in FEATURE_DTYPES
+    is_type = values.dtype.kind == "f" if is_feature else values.dtype == modality.dtype
+    if values.ndim != 2 or values.shape[1] != modality.dim or not is_type:
+        expected = f"{'floats' if is_feature else modality.dtype} [tokens, {modality.dim}]"
+        raise InputError(f"record {ids[0]!r}: {name} is {values.dtype}{list(values.shape)}: expected {expected}")
     lengths = _check_lengths(name, ragged, ids)
     empty = np.flatnonzero(lengths == 0)
     if empty.size:

@@ -1,7 +1,7 @@
 """What a data set of records holds: its description, one record, many records, and the Arrow columns of a shard.
 
 Arrow columns of a shard, by name: ``id``, ``user_id``, ``dialogue_id`` (large_string), ``turn`` (int32), one per
-modality (large_list<fixed_size_list<float16 or float32, dim>>, null where absent), ``label_<name>`` (int32, float32, or
+modality (large_list<fixed_size_list<dtype, dim>>, null where absent), ``label_<name>`` (int32, float32, or
 fixed_size_list<float32, classes>; null where not labelled), ``slate_<field>`` and ``relevant_items`` (large_list), and
 ``extra_<name>``. The schema's metadata carries the format's name and version, the split and the whole description, so
 that a shard says by itself where its features come from.
@@ -9,6 +9,7 @@ that a shard says by itself where its features come from.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ SLATE_FIELDS: dict[str, pa.DataType] = {
     "is_liked": pa.bool_(),
     "satisfaction": pa.float32(),
 }
+FEATURE_DTYPES = ("float16", "float32")
+RAW_DTYPES = ("uint8", "int16", "int32")
 EXTRA_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "float32": pa.float32(), "string": pa.large_string()}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -58,11 +61,20 @@ class Producer:
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """Features per token, how they are stored, and what made them."""
+    """What a token is, how it is stored, and what made it.
+
+    Attributes:
+        dim: numbers per token.
+        dtype: of features float16 or float32; of raw media uint8 (pixels), int16 (samples) or int32 (token ids).
+        producer: what made it.
+        token_shape: shape of a token whose numbers are no vector, such as height, width and channels of a frame; their
+            product is ``dim``.
+    """
 
     dim: int
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "uint8", "int16", "int32"]
     producer: Producer = Producer()
+    token_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +108,13 @@ class DatasetSpec:
         for name, modality in self.modalities.items():
             if name not in MODALITIES:
                 raise InputError(f"modality {name!r}: expected one of {', '.join(MODALITIES)}")
-            if modality.dim < 1 or modality.dtype not in ("float16", "float32"):
-                raise InputError(f"modality {name!r}: expected dim >= 1 and dtype float16 or float32, got {modality}")
+            if modality.dim < 1 or modality.dtype not in FEATURE_DTYPES + RAW_DTYPES:
+                accepted = ", ".join(FEATURE_DTYPES + RAW_DTYPES)
+                raise InputError(f"modality {name!r}: expected dim >= 1 and a dtype of {accepted}, got {modality}")
+            if modality.token_shape and math.prod(modality.token_shape) != modality.dim:
+                raise InputError(
+                    f"modality {name!r}: tokens of {modality.token_shape} do not hold {modality.dim} numbers"
+                )
         for name, label in self.labels.items():
             check_name(name, "label")
             if label.kind not in ("categorical", "multi_label", "real"):
@@ -116,6 +133,11 @@ class DatasetSpec:
         values = dataclasses.asdict(self)
         for label in values["labels"].values():
             label["class_names"] = list(label["class_names"])
+        for modality in values["modalities"].values():
+            # Left out where it says nothing: data sets of vectors keep the bytes that they always had.
+            shape = modality.pop("token_shape")
+            if shape:
+                modality["token_shape"] = list(shape)
         return values
 
     @classmethod
@@ -127,7 +149,13 @@ class DatasetSpec:
             InputError: a value is not accepted.
         """
         modalities = {
-            name: ModalitySpec(**{**modality, "producer": Producer(**modality["producer"])})
+            name: ModalitySpec(
+                **{
+                    **modality,
+                    "producer": Producer(**modality["producer"]),
+                    "token_shape": tuple(modality.get("token_shape", ())),
+                }
+            )
             for name, modality in values["modalities"].items()
         }
         labels = {
@@ -277,7 +305,7 @@ def shard_schema(spec: DatasetSpec, split: str) -> pa.Schema:
         pa.field("turn", pa.int32()),
     ]
     for name, modality in sorted(spec.modalities.items()):
-        scalar = pa.float16() if modality.dtype == "float16" else pa.float32()
+        scalar = pa.from_numpy_dtype(np.dtype(modality.dtype))
         columns.append(pa.field(name, pa.large_list(pa.list_(scalar, modality.dim))))
     for name, label in sorted(spec.labels.items()):
         columns.append(pa.field(f"label_{name}", label_type(label)))

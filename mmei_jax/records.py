@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
+from jaxtyping import Bool, Int32, Int64, Integer, Shaped
 
 from mmei_jax import record_files
 from mmei_jax.record_gathering import RaggedColumn, aligned_empty
@@ -208,7 +208,7 @@ class Split:
 
     def gather_tokens(
         self, modality: str, indices: Integer[np.ndarray, "batch"], max_tokens: int
-    ) -> tuple[Float[np.ndarray, "batch tokens dim"], Int32[np.ndarray, "batch"]]:
+    ) -> tuple[Shaped[np.ndarray, "batch tokens dim"], Int32[np.ndarray, "batch"]]:
         """Tokens of a batch of records, copied once: as they are stored, to where a CPU device uses them in place.
 
         Args:
@@ -217,7 +217,7 @@ class Split:
             max_tokens: tokens kept of each record, from its start.
 
         Returns:
-            ``[batch, max_tokens, dim]`` array of the stored type (float16 or float32) whose padding is 0, and
+            ``[batch, max_tokens, dim]`` array of the stored type (``ModalitySpec.dtype``) whose padding is 0, and
             ``[batch]`` int32 numbers of tokens kept (0 where the modality is absent).
 
         Raises:

@@ -130,6 +130,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.media",
             "extraction.preprocessing",
             "extraction.published_facts",
+            "extraction.raw_media",
             "extraction.shard_units",
             "extraction.text_encoding",
             "extraction.utterance_lists",
@@ -138,6 +139,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (("training", "train_step", "training_log"),),
+    (("predict",),),
 )
 # Used without the rest of the package; its names are found when they are first used.
 PUBLIC = PACKAGE / "encoders"

@@ -24,6 +24,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import jaxtyping
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "mmei_jax"
 
@@ -46,3 +47,25 @@ def _checked_modules() -> list[str]:
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
+
+# Files of minutes, longest first: begun last, one of them would keep one worker busy while the others are done.
+_LONGEST_FILES = (
+    "training_test.py",
+    "multi_device_test.py",
+    "packing_test.py",
+    "variants_test.py",
+    "interruption_test.py",
+    "reports_test.py",
+    "wav2vec2_test.py",
+    "extract_test.py",
+    "train_step_test.py",
+    "command_line_test.py",
+    "fusion_step_test.py",
+    "mmei_test.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; the order within a file, and of all others, stays."""
+    rank = {name: place for place, name in enumerate(_LONGEST_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

@@ -1,6 +1,5 @@
 """Extraction: features are Hugging Face's, batches and interruptions change nothing, bad clips are told apart."""
 
-import csv
 import json
 
 import numpy as np
@@ -9,20 +8,16 @@ import soundfile
 import torch
 import transformers
 
-from configs import extraction as defaults
+from configs import default
+from mmei_jax.config import parse
 from mmei_jax.extraction.clip_lists import read_clips
-from mmei_jax.extraction.extract import extract
-from mmei_jax.extraction.extraction_config import parse
 from mmei_jax.extraction.media import Span, decode_audio, decode_frames
-from mmei_jax.records import Dataset, LabelSpec
+from mmei_jax.input_pipeline import check
+from mmei_jax.records import Dataset
 from mmei_jax.sharding import ProcessShare
 from mmei_jax.types import InputError
-from tests import made_media, tiny_encoders
-
-RATE = 16_000
-LABELS = (("emotion", "categorical", ("neutral", "joy", "anger")),)
-SPECS = {"emotion": LabelSpec("categorical", LABELS[0][2])}
-TEXTS = ("a happy word .", "the sad voice and the word", "a 😀", "words " * 100)
+from tests import made_media, tiny_encoders, tiny_extraction
+from tests.tiny_extraction import RATE, SPECS, TEXTS, read_rows, run, write_list
 
 
 @pytest.fixture(scope="module")
@@ -30,66 +25,9 @@ def encoders(tmp_path_factory):
     return tiny_encoders.make(tmp_path_factory.mktemp("encoders"))
 
 
-def config(encoders, **changes):
-    """A configuration of tiny encoders; "vision.faces" is written vision__faces."""
-    values = defaults.get_config()
-    for name, folder in encoders.converted.items():
-        values[name].checkpoint = str(folder)
-    values.labels = LABELS
-    values.records_per_shard = 4
-    values.vision.frames_per_batch = 8
-    values.audio.bucket_seconds = (1.0, 3.0)
-    values.audio.seconds_per_batch = 6.0
-    values.max_clip_seconds = 3.0
-    values.text.update(max_tokens=32, tokens_per_row=32, rows_per_batch=2)
-    for key, value in changes.items():
-        group, _, name = key.rpartition("__")
-        setattr(getattr(values, group) if group else values, name, value)
-    return parse(values.to_dict())
-
-
-def write_list(path, rows):
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def read_rows(path):
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """A list of 11 clips of half a second to two seconds, no two alike."""
-    folder = tmp_path_factory.mktemp("clips")
-    rows = []
-    for index in range(11):
-        num_frames = 5 + 3 * (index % 6)
-        tone = made_media.tone(num_frames / 10, RATE, 200.0 + 50 * index)
-        made_media.write_video(folder / f"{index}.mp4", num_frames=num_frames, samples=tone, rate=RATE)
-        rows.append(
-            {
-                "id": f"clip{index}",
-                "split": "train" if index < 9 else "test",
-                "path": f"{index}.mp4",
-                "text": TEXTS[index % len(TEXTS)],
-                "speaker": f"speaker{index % 3}",
-                "dialogue": "one",
-                "turn": index,
-                "emotion": LABELS[0][2][index % 3],
-            }
-        )
-    return write_list(folder / "clips.csv", rows)
-
-
-def run(encoders, clips, output, *, changes=None, report=lambda line: None, **options):
-    settings = config(encoders, **(changes or {}))
-    given, _ = read_clips(clips, settings.label_specs)
-    return extract(settings, given, output, labels=SPECS, base=clips.parent, num_workers=2, report=report, **options)
+    return tiny_extraction.make_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +156,7 @@ def test_interrupted_run_redoes_at_most_a_shard_and_ends_bit_equal(encoders, cli
         Dataset.open(output)
     lines = []
     run(encoders, clips, output, report=lines.append)
-    assert lines[0].startswith("process 0 of 1: 2 of 4 shards to do")
+    assert lines[0].startswith("process 0 of 1: 3 of 5 shards to do")
     assert files(output) == files(extracted[1])
 
 
@@ -355,6 +293,34 @@ def test_lists_in_tsv_and_parquet_are_read_as_csv(clips, tmp_path):
     table.to_parquet(tmp_path / "clips.parquet")
     expected = read_clips(clips, SPECS)
     assert read_clips(tmp_path / "clips.tsv", SPECS) == read_clips(tmp_path / "clips.parquet", SPECS) == expected
+
+
+def test_raw_depth_keeps_what_the_encoders_would_be_given(encoders, clips, tmp_path):
+    output = tmp_path / "data"
+    run(encoders, clips, output, depth="raw")
+    states = features(output)
+    modalities = Dataset.open(output).spec.modalities
+    assert {name: (own.dtype, own.token_shape) for name, own in modalities.items()} == {
+        "vision": ("uint8", (32, 32, 3)),
+        "audio": ("int16", ()),
+        "text": ("int32", ()),
+    }
+    images = transformers.ViTImageProcessorPil.from_pretrained(encoders.source["vision"], do_normalize=False)
+    frames = [frame for _, frame in decode_frames(clips.parent / "4.mp4", Span(), 5.0, 16)]
+    pixels = images(frames, return_tensors="np", do_rescale=False)["pixel_values"].transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(states["vision"]["clip4"].reshape(-1, 32, 32, 3), pixels)
+    samples = decode_audio(clips.parent / "4.mp4", Span(), RATE)
+    np.testing.assert_allclose(states["audio"]["clip4"][:, 0] / 32767, samples, atol=0.5 / 32767 + 1e-7)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoders.source["text"])
+    assert states["text"]["clip4"][:, 0].tolist() == tokenizer(TEXTS[0])["input_ids"]
+    with pytest.raises(InputError, match=r"vision holds raw media \(uint8\)"):
+        check(Dataset.open(output), parse(default.get_config().to_dict() | {"data": _splits(output)}))
+
+
+def _splits(output):
+    values = default.get_config().data
+    values.path = str(output)
+    return values.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ class AudioEncoder:
         self.settings = AudioSettings(rate, encoder.config.receptive_field)
         has_adapter = encoder.config.num_adapter_layers > 0
         self.dim = encoder.config.adapter_dim if has_adapter else encoder.config.stack.dim
+        self.dtype = config.dtype
+        self.token_shape: tuple[int, ...] = ()
         self.producer = Producer(
             encoder=encoder_name(encoder),
             revision=encoder_fingerprint(encoder),

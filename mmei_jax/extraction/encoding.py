@@ -42,23 +42,35 @@ class EncodedShard:
     collect: dict[str, Collect]
 
 
+def frames_without_face(clip: DecodedClip, marks_faces: bool) -> tuple[int, ...] | None:
+    """Which of a clip's sampled frames show no face; None where faces are not sought, or without frames."""
+    if clip.frames is None or not marks_faces:
+        return None
+    return tuple(np.flatnonzero(~clip.frames.has_face).tolist())
+
+
 class ClipEncoder:
     """The encoders of all modalities of a configuration.
 
     Attributes:
         vision, audio, text: of each modality; None where it is not wanted.
-        marks_faces: whether frames without a face are looked for.
+        vision_settings, audio_settings: what workers decode for them.
+        has_text: whether words are wanted.
         num_devices: over which batches are split.
     """
 
     def __init__(self, config: ExtractionConfig) -> None:
         """Loads the checkpoints; raises InputError as :class:`VisionEncoder`."""
         device = Devices()
-        self.marks_faces = config.vision.faces != "none"
+        self._marks_faces = config.vision.faces != "none"
         self.num_devices = device.num_devices
         self.vision = VisionEncoder(config, device) if "vision" in config.modalities else None
         self.audio = AudioEncoder(config, device) if "audio" in config.modalities else None
         self.text = TextEncoder(config, device) if "text" in config.modalities else None
+
+        self.vision_settings = self.vision.settings if self.vision else None
+        self.audio_settings = self.audio.settings if self.audio else None
+        self.has_text = self.text is not None
 
     @property
     def encoders(self) -> dict[str, VisionEncoder | AudioEncoder | TextEncoder]:
@@ -73,17 +85,15 @@ class ClipEncoder:
         text = self.text.start() if self.text else None
         encoded = []
         for index, clip in enumerate(clips):
-            missing, is_cut = None, False
+            is_cut = False
             if vision is not None and clip.frames is not None:
                 vision.add(index, clip.frames)
-                if self.marks_faces:
-                    missing = tuple(np.flatnonzero(~clip.frames.has_face).tolist())
             if audio is not None and clip.samples is not None:
                 audio.add(index, clip.samples)
             if text is not None and self.text is not None and clip.text is not None:
                 words = self.text.tokenizer.encode(clip.text)
                 text.add(index, words.token_ids)
                 is_cut = words.is_cut
-            encoded.append(EncodedClip(clip.failure, missing, is_cut))
+            encoded.append(EncodedClip(clip.failure, frames_without_face(clip, self._marks_faces), is_cut))
         shards = (("vision", vision), ("audio", audio), ("text", text))
         return EncodedShard(encoded, {name: shard.finish() for name, shard in shards if shard is not None})

@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -25,11 +25,13 @@ from mmei_jax.extraction.decoding import DecodeSettings, choose_workers, decode_
 from mmei_jax.extraction.encoding import ClipEncoder, EncodedClip, EncodedShard
 from mmei_jax.extraction.extraction_config import ExtractionConfig
 from mmei_jax.extraction.media import REASONS
+from mmei_jax.extraction.raw_media import RawClips
 from mmei_jax.extraction.shard_units import ExtractionFolder, Quarantined, Unit, check_bad_fraction, make_units
 from mmei_jax.records import DatasetSpec, LabelSpec, ModalitySpec, Record
 from mmei_jax.sharding import ProcessShare
 from mmei_jax.types import InputError
 
+Depth = Literal["features", "raw"]
 ALONE = ProcessShare(0, 1)
 # Whose versions change bytes.
 _PACKAGES = ("av", "jax", "jaxlib", "numpy", "pillow", "soundfile", "soxr", "tokenizers")
@@ -42,6 +44,7 @@ def extract(
     *,
     labels: dict[str, LabelSpec],
     base: Path,
+    depth: Depth = "features",
     root: Path | None = None,
     share: ProcessShare = ALONE,
     num_workers: int | None = None,
@@ -56,6 +59,7 @@ def extract(
         output: folder of the data set; one of the same extraction is gone on with.
         labels: what the clips' labels are, by name.
         base: folder that the clips' paths are relative to.
+        depth: "features", or "raw": what the encoders would be given (:mod:`mmei_jax.extraction.raw_media`).
         root: folder that no path may lead out of, symbolic links followed; None: no limit.
         share: which part of the work is this process's.
         num_workers: threads that decode; None: one worker per processor, threads or processes, whichever is faster.
@@ -71,7 +75,7 @@ def extract(
     if not 0.0 <= max_bad_fraction <= 1.0:
         raise InputError(f"max_bad_fraction = {max_bad_fraction}: expected a share in [0, 1]")
     check_clips(clips, output)
-    encoder = ClipEncoder(config)
+    encoder = ClipEncoder(config) if depth == "features" else RawClips(config)
     spec = make_spec(config, encoder, labels)
     units = make_units(clips, config.records_per_shard)
     folder = ExtractionFolder(output, _identity(config, encoder, clips, spec))
@@ -104,37 +108,42 @@ def extract(
     return folder.complete(units, spec, max_bad_fraction)
 
 
-def make_spec(config: ExtractionConfig, encoder: ClipEncoder, labels: dict[str, LabelSpec]) -> DatasetSpec:
+def make_spec(config: ExtractionConfig, encoder: ClipEncoder | RawClips, labels: dict[str, LabelSpec]) -> DatasetSpec:
     """What the records of an extraction carry."""
     extras = {"path": "string", "text": "string"}
     if "vision" in config.modalities and config.vision.faces != "none":
         extras["frames_without_face"] = "string"
     return DatasetSpec(
         name=config.name,
-        description=f"Extracted by mmei_jax from clips: {', '.join(config.modalities)}.",
+        description=f"Extracted from clips by mmei_jax: {', '.join(config.modalities)}.",
         source=config.source,
         licence=config.licence,
-        modalities={name: ModalitySpec(own.dim, config.dtype, own.producer) for name, own in encoder.encoders.items()},
+        modalities={
+            name: ModalitySpec(own.dim, cast(Any, own.dtype), own.producer, own.token_shape)
+            for name, own in encoder.encoders.items()
+        },
         labels=labels,
         extras=extras,
     )
 
 
-def make_settings(config: ExtractionConfig, encoder: ClipEncoder, base: Path, root: Path | None) -> DecodeSettings:
+def make_settings(
+    config: ExtractionConfig, encoder: ClipEncoder | RawClips, base: Path, root: Path | None
+) -> DecodeSettings:
     """What workers decode."""
     return DecodeSettings(
         base=base,
         root=root,
         optional=config.optional,
         max_clip_seconds=config.max_clip_seconds,
-        vision=encoder.vision.settings if encoder.vision else None,
-        audio=encoder.audio.settings if encoder.audio else None,
-        has_text=encoder.text is not None,
+        vision=encoder.vision_settings,
+        audio=encoder.audio_settings,
+        has_text=encoder.has_text,
     )
 
 
 def _identity(
-    config: ExtractionConfig, encoder: ClipEncoder, clips: Sequence[Clip], spec: DatasetSpec
+    config: ExtractionConfig, encoder: ClipEncoder | RawClips, clips: Sequence[Clip], spec: DatasetSpec
 ) -> dict[str, Any]:
     """Everything that the result depends on but the media themselves."""
     return {
@@ -223,6 +232,7 @@ def main() -> None:
     flags.DEFINE_multi_string("option", [], "Option of the builder, NAME=VALUE, such as folder=MELD.")
     flags.DEFINE_string("data_dir", "runs/tfds", "Folder for what the builder builds.")
     flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
+    flags.DEFINE_enum("depth", "features", get_args(Depth), "Features, or raw: uint8 frames, int16 samples, token ids.")
     flags.DEFINE_string("root", None, "Folder that no path of a clip may lead out of.")
     flags.DEFINE_integer("workers", None, "Threads that decode (default: one per processor, or processes if faster).")
     flags.DEFINE_float("max_bad_fraction", 0.01, "Most clips in quarantine, as a share of all.")
@@ -240,6 +250,7 @@ def main() -> None:
             Path(given.output),
             labels=labels,
             base=base,
+            depth=given.depth,
             root=Path(given.root) if given.root else None,
             share=process_share(given.process_index, given.num_processes),
             num_workers=given.workers,

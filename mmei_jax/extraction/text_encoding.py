@@ -48,6 +48,8 @@ class TextEncoder:
             raise InputError(f"config.text.max_tokens = {text.max_tokens}: expected at most the checkpoint's {most}")
         self.tokenizer = Tokenizer(text.checkpoint, text.max_tokens)
         self.dim = encoder.config.stack.dim
+        self.dtype = config.dtype
+        self.token_shape: tuple[int, ...] = ()
         self.producer = Producer(encoder=encoder_name(encoder), revision=encoder_fingerprint(encoder), layer="last")
         self._device = device
         self._tokens_per_row = text.tokens_per_row

@@ -26,7 +26,7 @@ class VisionEncoder:
     """Frames to one token each.
 
     Attributes:
-        dim: features of a token.
+        dim, dtype, token_shape: of a token, as data sets have it.
         settings: how workers take frames.
         producer: what data sets say about the features.
     """
@@ -44,6 +44,8 @@ class VisionEncoder:
         self.settings = VisionSettings(
             vision.frames_per_second, vision.max_frames, vision.faces, vision.face_margin, self._preprocessing
         )
+        self.dtype = config.dtype
+        self.token_shape: tuple[int, ...] = ()
         self.producer = Producer(
             encoder=encoder_name(encoder),
             revision=encoder_fingerprint(encoder),

@@ -1,0 +1,113 @@
+"""A clip that is read alone is read as the evaluation reads it, with any of its modalities."""
+
+import json
+import shutil
+
+import pyarrow.parquet as parquet
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from configs import default
+from mmei_jax import predict as predict_module
+from mmei_jax.config import parse
+from mmei_jax.encoders.pretrained_files import sha256_of
+from mmei_jax.evaluation import evaluate_workdir
+from mmei_jax.extraction.clips import Clip
+from mmei_jax.predict import predict
+from mmei_jax.training import train
+from mmei_jax.types import InputError
+from tests import made_media, tiny_encoders, tiny_extraction
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on the features of made clips, and the folder of the clips."""
+    folder = tmp_path_factory.mktemp("predict")
+    encoders = tiny_encoders.make(folder / "encoders")
+    (folder / "clips").mkdir()
+    clips = tiny_extraction.make_clips(folder / "clips")
+    tiny_extraction.run(encoders, clips, folder / "data")
+    values = default.get_config()
+    values.data.path = str(folder / "data")
+    values.data.max_tokens.update(vision=(16,), audio=(100,), text=(32,))
+    values.data.update(batch_size=4, evaluation_batch_size=4)
+    values.model.update(dim=16, num_heads=2, num_layers=1, feedforward_dim=16, embedding_dim=8)
+    values.loss.update(intent="none", ranking="none")
+    values.train.update(num_epochs=1, best_metric="validation/emotion/accuracy")
+    train(parse(values.to_dict()), folder / "run")
+    return folder
+
+
+def test_clip_alone_is_read_as_the_evaluation_reads_it(run):
+    evaluate_workdir(run / "run", "test")
+    (expected,) = parquet.read_table(run / "run" / "eval" / "test_predictions.parquet").to_pylist()
+    clip = Clip("any", "any", path="10.mp4", text=tiny_extraction.TEXTS[10 % 4])
+    found = predict(run / "run", clip, base=run / "clips")
+    assert list(found["emotion"]["probabilities"]) == list(tiny_extraction.LABELS[0][2])
+    assert list(found["emotion"]["probabilities"].values()) == pytest.approx(
+        expected["emotion_probabilities"], abs=1e-5
+    )
+    assert found["emotion"]["choice"] == tiny_extraction.LABELS[0][2][expected["emotion_choice"]]
+    assert found["modality_weights"] == pytest.approx(
+        {name: expected[f"alpha_{name}"] for name in ("vision", "audio", "text")}, abs=1e-5
+    )
+    assert found["intent"] is found["recommended"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "present"),
+    [
+        (["--text=a happy word"], {"text"}),
+        (["--audio={clips}/3.mp4"], {"audio"}),
+        (["--video={clips}/silent.mp4"], {"vision"}),
+        (["--video={clips}/3.mp4", "--text=a"], {"vision", "audio", "text"}),
+    ],
+    ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else "",
+)
+def test_absent_modalities_weigh_nothing(run, capsys, given, present):
+    made_media.write_video(run / "clips" / "silent.mp4")
+    arguments = [argument.format(clips=run / "clips") for argument in given]
+    assert predict_module.main([f"--workdir={run / 'run'}", "--format=json", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    weights = found["modality_weights"]
+    assert {name for name, weight in weights.items() if weight > 0} == present
+    assert sum(weights.values()) == pytest.approx(1.0, abs=1e-6)
+    assert sum(found["emotion"]["probabilities"].values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_table_names_the_choice_first(run, capsys):
+    assert predict_module.main([f"--workdir={run / 'run'}", "--text=a sad word"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split(": ")[1] == lines[1].split()[0]
+    assert [line.split()[-1] for line in lines if line.startswith(("  vision", "  audio"))] == ["absent", "absent"]
+
+
+def test_what_cannot_be_read_is_told_in_one_line(run, capsys, tmp_path):
+    def line(*arguments):
+        assert predict_module.main([f"--workdir={run / 'run'}", *arguments]) == 2
+        (found,) = capsys.readouterr().err.splitlines()
+        return found
+
+    assert "nothing to read: expected one of vision, audio, text" in line()
+    assert "missing" in line("--video=/none.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    assert "unreadable" in line(f"--video={tmp_path / 'text.mp4'}")
+    assert "extraction.json: missing" in line("--text=a", f"--extraction={tmp_path / 'extraction.json'}")
+    (tmp_path / "extraction.json").write_text("{}")
+    assert "not a configuration of an extraction" in line("--text=a", f"--extraction={tmp_path / 'extraction.json'}")
+
+
+def test_other_weights_than_those_of_the_features_are_refused(run, tmp_path):
+    values = json.loads((run / "data" / "extraction.json").read_text())
+    other = tmp_path / "text"
+    shutil.copytree(values["config"]["text"]["checkpoint"], other)
+    parameters = load_file(other / "parameters.safetensors")
+    parameters = {name: array + 1 for name, array in parameters.items()}
+    save_file(parameters, other / "parameters.safetensors")
+    certificate = json.loads((other / "certificate.json").read_text())
+    certificate["parameters_sha256"] = sha256_of(other / "parameters.safetensors")
+    (other / "certificate.json").write_text(json.dumps(certificate))
+    values["config"]["text"]["checkpoint"] = str(other)
+    (tmp_path / "extraction.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="the run's features were made by sha256:"):
+        predict(run / "run", Clip("a", "a", text="a"), extraction=tmp_path / "extraction.json")
