@@ -236,7 +236,7 @@ def test_text_that_the_list_says_is_optional_may_be_empty(tmp_path):
 def test_list_of_another_form_has_the_same_findings(tmp_path, original):
     write_clip_list(tmp_path / "clips.csv", read_meld(tmp_path / "original"))
     frame = pandas.read_csv(tmp_path / "clips.csv", dtype=str)
-    frame.to_csv(tmp_path / "clips.tsv", sep="\t", index=False)
+    frame.to_csv(tmp_path / "clips.tsv", sep="\t", index=False, quoting=csv.QUOTE_ALL)
     frame.to_parquet(tmp_path / "clips.parquet")
     reports = [run(tmp_path / f"clips.{suffix}", code=1) for suffix in ("csv", "tsv", "parquet")]
     for report in reports[1:]:
@@ -246,8 +246,13 @@ def test_list_of_another_form_has_the_same_findings(tmp_path, original):
 
 def test_input_that_is_no_data_set_is_told_in_one_line(tmp_path, capsys, original):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "latin.csv").write_bytes(b"path,\xff\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
     capsys.readouterr()
     for arguments, message in [
+        ([tmp_path / "latin.csv"], "latin.csv: not a UTF-8 table"),
+        ([tmp_path / "data"], "manifest.json"),
         ([tmp_path / "empty"], "empty: expected a folder with MELD's three CSVs"),
         ([tmp_path / "nowhere.csv"], "nowhere.csv: expected"),
         ([tmp_path / "original", f"--published={tmp_path / 'empty'}"], "published.json: no such file"),

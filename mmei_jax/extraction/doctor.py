@@ -8,6 +8,7 @@ Exit code 0: nothing was found that is not known; 1: something was; 2: the input
 """
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -89,11 +90,10 @@ def detect_format(path: Path) -> str:
         return "clips"
     elif path.is_file() and path.suffix in (".csv", ".tsv"):
         try:
-            with path.open(encoding="utf-8-sig") as stream:
-                header = stream.readline()
-        except UnicodeDecodeError as error:
+            with path.open(newline="", encoding="utf-8-sig") as stream:
+                columns = set(next(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","), []))
+        except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{path}: not a UTF-8 table: {error}") from error
-        columns = set(header.rstrip("\r\n").split("\t" if path.suffix == ".tsv" else ","))
         if {"video_id", "clip_id", "mode"} <= columns:
             return "mosei"
         if {"path", "audio_path", "text"} & columns:
