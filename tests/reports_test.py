@@ -1,5 +1,6 @@
 """Reports of tiny runs: what stands in them, and that they stay right where something is missing."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from mmei_jax.extraction import import_features
 from mmei_jax.reports import evaluated_run
 from mmei_jax.reports.report import write_report
 from mmei_jax.reports.resampling import bootstrap_intervals
+from mmei_jax.simulation import aigc_int_dataset
 from mmei_jax.training import train
 from mmei_jax.types import InputError
 from tests import processes, tiny
@@ -272,24 +274,65 @@ def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_ru
     ]
 
 
-def test_report_without_ranking_data_says_so(simulated_run, tmp_path, few_resamples):
-    workdir = shutil.copytree(simulated_run, tmp_path / "run")
-    path = workdir / "eval" / "test_predictions.parquet"
-    table = pq.read_table(path)
-    for name in ("average_precision", "reciprocal_rank", "ndcg@10", "hr@10", "recall@10"):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.nulls(len(table), pa.float32()))
-    pq.write_table(table, path)
-    summary = json.loads((workdir / "eval" / "test.json").read_text())
-    ranking = [name for name in summary["metrics"] if name.startswith("ranking/")]
-    for name in ranking:
-        del summary["metrics"][name]
-    summary["undefined_metrics"] = ranking
-    (workdir / "eval" / "test.json").write_text(json.dumps(summary))
-    text = (write_report(workdir, "test") / "report.md").read_text()
+def test_report_without_ranking_data_says_so(tmp_path, monkeypatch, few_resamples):
+    """Slates to learn from, and no list of relevant items to measure by."""
+    spec, columns = aigc_int_dataset._spec, aigc_int_dataset._columns
+    without = {"_spec": {"has_relevant_items": False}, "_columns": {"relevant_items": None}}
+    for name, made in {"_spec": spec, "_columns": columns}.items():
+
+        def make(*arguments, made=made, changes=without[name]):
+            return dataclasses.replace(made(*arguments), **changes)
+
+        monkeypatch.setattr(aigc_int_dataset, name, make)
+    data, workdir = tiny.make_dataset(tmp_path / "data"), tmp_path / "run"
+    small = dict(data__modalities=("text",), loss__intent="none", model__num_layers=0, train__num_epochs=1)
+    train(tiny.config(data, **small), workdir)
+    evaluate_workdir(workdir, "test")
+    folder = write_report(workdir, "test")
+    text = (folder / "report.md").read_text()
+    assert_complete(folder)
     assert "No ranking metrics: no record of this split lists relevant items." in text
     assert "### Ranking" not in text
     assert "ranking/map" in section(text, "Metrics").partition("Undefined on this split")[2]
+    # The log holds the same metrics, undefined at each evaluation.
+    logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation/ranking/map"] for line in logged if "validation/ranking/map" in line] == [None]
+    assert "loss_curves.png" in text
+
+
+def test_report_of_few_users_has_no_intervals_and_says_so(simulated_run, tmp_path):
+    workdir = shutil.copytree(simulated_run, tmp_path / "run")
+    path = workdir / "eval" / "test_predictions.parquet"
+    table = pq.read_table(path)
+    users = pa.array([f"user{row % 2}" for row in range(len(table))], table.schema.field("user_id").type)
+    pq.write_table(table.set_column(table.column_names.index("user_id"), "user_id", users), path)
+    folder = write_report(workdir, "test")
+    text = (folder / "report.md").read_text()
+    assert_complete(folder)
+    assert "**No intervals**: too few users (2) for an interval, which takes at least 10" in text
+    assert "Metrics without an interval say why." in text
+    cells = rows_of(section(text, "Metrics"))
+    assert cells["emotion/accuracy"][1] == cells["ranking/map"][1] == "too few users (2)"
+    assert cells["loss (less is better)"][1] == "–"
+    assert rows_of(section(text, "Calibration"))["emotion"][1] == "too few users (2)"
+
+
+def test_report_of_an_unfinished_run_says_so(simulated_run, tmp_path, few_resamples):
+    finished = (simulated_run / "eval" / "test_report" / "report.md").read_text()
+    assert "unfinished" not in finished
+    workdir = shutil.copytree(simulated_run, tmp_path / "run")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= 9]
+    (workdir / "metrics.jsonl").write_text("".join(kept))
+    text = (write_report(workdir, "test") / "report.md").read_text()
+    assert rows_of(text)["training"][0].startswith("**unfinished**: at step 9, epoch 1.03 of 2;")
+    # It stopped early where patience had run out, and was not to go on.
+    values = json.loads((workdir / "config.json").read_text())
+    values["train"]["patience_evaluations"] = 1
+    (workdir / "config.json").write_text(json.dumps(values))
+    worse = {**json.loads(kept[-1]), "validation/mean_accuracy": -1.0, "step": 10}
+    (workdir / "metrics.jsonl").write_text("".join([*kept, json.dumps(worse) + "\n"]))
+    assert "unfinished" not in (write_report(workdir, "test") / "report.md").read_text()
 
 
 def test_report_without_intent_and_ranking_says_so(report_on):
@@ -310,6 +353,11 @@ def test_class_without_records_is_named_and_has_no_recall(report_on):
     rows = rows_of(section(text, "Confusion: emotion"))
     assert rows["joy"][0] == "0"
     assert rows["joy"][3] == "no records"
+    # What it does to macro averages depends on whether the model names it.
+    sentence = "In macro averages a class without records that the model names counts with recall 0"
+    assert (sentence in text) == (rows["joy"][1] != "0")
+    assert ("left out of macro averages: joy." in text) == (rows["joy"][1] == "0")
+    assert sentence not in report_on("softmax", "test")[0]
     assert rows["neutral"][0] == rows["anger"][0] == "6"
     assert rows_of(section(text, "Modality weights α"))["joy"] == ["0", "–", "–", "–"]
 
@@ -334,7 +382,7 @@ def test_single_record_has_figures_without_intervals(report_on):
     assert "**No intervals**: the split holds a single record" in text
     cells = rows_of(section(text, "Metrics"))["emotion/accuracy"]
     assert cells[0] in ("0.0000", "1.0000")
-    assert cells[1] == "–"
+    assert cells[1] == "too few records (1)"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -355,6 +403,7 @@ def test_several_emotions_at_once_have_a_matrix_and_a_curve_each(report_on):
     for place, name in enumerate(EMOTIONS):
         assert rows[name][:2] == [str(int(labels[:, place].sum())), str(int(named[:, place].sum()))]
     assert "**Without any record in this split: joy.**" in text
+    assert "In macro-F1, which averages over all classes, each counts with F1 0." in text
     assert set(EMOTIONS) <= set(rows_of(section(text, "Calibration")))
 
 

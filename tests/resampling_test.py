@@ -14,6 +14,7 @@ from mmei_jax.metrics import (
     multi_label_metrics,
 )
 from mmei_jax.recognition_metrics import Sentiment
+from mmei_jax.reports import resampling
 from mmei_jax.reports.record_table import RecordTable, TaskRecords
 from mmei_jax.reports.resampling import WeightedMetrics, bootstrap_intervals, resampling_units
 from mmei_jax.types import MODALITIES, Label
@@ -125,17 +126,17 @@ def test_intervals_are_percentiles_of_plainly_resampled_records():
 
 
 def test_users_are_drawn_with_all_their_records():
-    owner = np.random.default_rng(1).integers(0, 6, NUM_RECORDS)
-    user_ids = [f"user{user}" for user in owner]
+    owner = np.random.default_rng(1).permutation(np.arange(NUM_RECORDS) % 12)
+    user_ids = [f"user{user:02d}" for user in owner]
     records, _, _ = make_records(user_ids=user_ids)
     generator, expected = np.random.default_rng(2), []
-    members = [np.flatnonzero(owner == user) for user in range(6)]
+    members = [np.flatnonzero(owner == user) for user in range(12)]
     for _ in range(100):
-        rows = np.concatenate([members[user] for user in generator.integers(0, 6, 6)])
+        rows = np.concatenate([members[user] for user in generator.integers(0, 12, 12)])
         rows = rows[records.emotion.is_labelled[rows]]
         expected.append((records.emotion.label[rows] == records.emotion.choice[rows]).mean())
     found = bootstrap_intervals(records, num_resamples=100, seed=2)
-    assert (found.unit, found.num_units) == ("user", 6)
+    assert (found.unit, found.num_units) == ("user", 12)
     assert found.bounds["emotion/accuracy"] == pytest.approx(tuple(np.percentile(expected, [2.5, 97.5])), abs=1e-12)
 
 
@@ -152,17 +153,32 @@ def test_same_seed_same_intervals():
     assert first.bounds != other.bounds
 
 
-def test_one_unit_has_no_interval():
-    records, _, _ = make_records(user_ids=["anna"] * NUM_RECORDS)
+@pytest.mark.parametrize("num_users", [1, 2, resampling.MIN_UNITS - 1])
+def test_few_units_have_no_interval(num_users):
+    """Two users whose accuracies are both 0.5 once had the interval 0.5000 to 0.5000."""
+    records, _, _ = make_records(user_ids=[f"user{place % num_users}" for place in range(NUM_RECORDS)])
     found = bootstrap_intervals(records)
-    assert (found.unit, found.num_units, found.bounds) == ("user", 1, {})
+    assert (found.unit, found.num_units, found.bounds) == ("user", num_users, {})
+    assert found.missing("emotion/accuracy") == f"too few users ({num_users})"
+    assert found.missing("loss") == ""
+
+
+def test_metric_for_which_few_units_count_has_no_interval():
+    records, _, _ = make_records()
+    records.is_judged[:] = np.arange(NUM_RECORDS) < resampling.MIN_UNITS - 1
+    records.has_modality[:, 1] = np.arange(NUM_RECORDS) < resampling.MIN_UNITS
+    found = bootstrap_intervals(records, num_resamples=50)
+    assert found.too_few_units == {"ranking/map": resampling.MIN_UNITS - 1}
+    assert "ranking/map" not in found.bounds
+    assert {"alpha/audio", "emotion/accuracy", "intent/accuracy", "joint/accuracy", "emotion/ece"} <= set(found.bounds)
 
 
 def test_resamples_that_define_nothing_are_counted_and_left_out():
-    records, _, _ = make_records()
-    # One judged record: about 37 % of the resamples lack it.
-    records.is_judged[:] = np.arange(NUM_RECORDS) == 7
+    records, _, _ = make_records("regression")
+    # One label differs from the others: about 37 % of the resamples lack it, and have no correlation.
+    records.emotion.is_labelled[:] = True
+    records.emotion.label[:] = np.arange(NUM_RECORDS) == 7
     found = bootstrap_intervals(records, num_resamples=300)
-    own = float(records.ranking["map"][7])
-    assert found.bounds["ranking/map"] == pytest.approx((own, own))
-    assert 80 < found.num_undefined["ranking/map"] < 140
+    low, high = found.bounds["emotion/pearson"]
+    assert low < high
+    assert 80 < found.num_undefined["emotion/pearson"] < 140

@@ -5,7 +5,13 @@ import pytest
 
 from mmei_jax.reports.calibration import reliability
 from mmei_jax.reports.drawing import report_style, to_png
-from mmei_jax.reports.result_figures import alpha_figure, confusion_figure, multi_label_figure, reliability_figure
+from mmei_jax.reports.result_figures import (
+    alpha_figure,
+    confusion_figure,
+    headline_figure,
+    multi_label_figure,
+    reliability_figure,
+)
 
 NAMES = {
     "two": ["yes", "no"],
@@ -47,6 +53,18 @@ def test_confusion_shows_counts_and_shares_and_marks_an_empty_row():
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a (1,000)", "b (0)", "c (4)"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+
+
+def test_headline_marks_intervals_beside_narrow_dots_and_says_where_there_is_none():
+    figures, bounds = {"emotion/accuracy": 0.8, "ranking/map": 0.25}, {"emotion/accuracy": (0.79, 0.81)}
+    figure = headline_figure(figures, bounds, {}, {"ranking/map": "too few users (2)"})
+    axes = figure.axes[0]
+    titles = [label.get_text() for label in axes.get_yticklabels()]
+    assert titles == ["emotion/accuracy", "ranking/map\nno interval: too few users (2)"]
+    marks = {line.get_marker(): line for line in axes.lines}
+    assert list(marks["|"].get_xdata()) == [0.79, 0.81]
+    assert marks["|"].get_markersize() > 2 * marks["o"].get_markersize()
+    assert marks["|"].get_zorder() > marks["o"].get_zorder()
 
 
 def test_stacked_weights_are_written_in_their_bars():

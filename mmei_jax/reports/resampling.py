@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from clu.metrics import Metric
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mmei_jax.metrics import ConfusionMatrix, Means, MultiLabelConfusion, Sentiment, compute_all
 from mmei_jax.reports.calibration import reliability
@@ -18,6 +18,9 @@ from mmei_jax.types import MODALITIES
 
 NUM_RESAMPLES = 1_000
 LEVEL = 0.95
+# Fewer units give no interval: resamples of a handful repeat the same few records, and their percentiles are far too
+# narrow (two users whose figures agree would give an interval of no width).
+MIN_UNITS = 10
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,30 @@ class Intervals:
     Attributes:
         unit: what is drawn, "record" or "user".
         num_units: how many there are.
-        bounds: (low, high); a metric that no resample defines has none. {} for fewer than two units.
+        bounds: (low, high); a metric that no resample defines has none. {} for fewer than :data:`MIN_UNITS` units.
         num_undefined: resamples in which a metric was undefined, where there were any; the others give its interval.
+        too_few_units: by metric, how many units count for it, where these are fewer than :data:`MIN_UNITS`; such a
+            metric has no bounds.
     """
 
     unit: str
     num_units: int
     bounds: dict[str, tuple[float, float]]
     num_undefined: dict[str, int]
+    too_few_units: dict[str, int]
+
+    def missing(self, name: str) -> str:
+        """Why a metric has no bounds, in a few words; "" where it has some or is never given any."""
+        if name in self.bounds or name not in self.too_few_units:
+            return ""
+        number = self.too_few_units[name]
+        return f"too few {self.unit}s ({number})"
 
 
 def bootstrap_intervals(records: RecordTable, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Intervals:
     """Draws units with replacement and takes the percentiles of each metric (Efron and Tibshirani, 1993, ch. 13).
+
+    A metric for which fewer than :data:`MIN_UNITS` units count (labelled, judged, with the modality) gets none.
 
     Args:
         records: the split.
@@ -47,15 +62,18 @@ def bootstrap_intervals(records: RecordTable, *, num_resamples: int = NUM_RESAMP
     """
     unit, unit_of_record = resampling_units(records.user_ids)
     num_units = int(unit_of_record.max(initial=-1)) + 1
-    if num_units < 2:
-        return Intervals(unit, num_units, {}, {})
     measure, generator = WeightedMetrics(records), np.random.default_rng(seed)
+    names = measure(np.ones(len(unit_of_record)))
+    counted = {name: len(np.unique(unit_of_record[measure.is_counted(name)])) for name in names}
+    too_few = {name: number for name, number in counted.items() if number < MIN_UNITS}
+    if len(too_few) == len(names):
+        return Intervals(unit, num_units, {}, {}, too_few)
     found = []
     for _ in range(num_resamples):
         drawn = np.bincount(generator.integers(0, num_units, num_units), minlength=num_units)
         found.append(measure(drawn[unit_of_record].astype(np.float64)))
     bounds, num_undefined = {}, {}
-    for name in found[0]:
+    for name in (name for name in names if name not in too_few):
         values = np.array([figures[name] for figures in found])
         defined = values[np.isfinite(values)]
         if len(defined):
@@ -63,7 +81,7 @@ def bootstrap_intervals(records: RecordTable, *, num_resamples: int = NUM_RESAMP
             bounds[name] = (float(low), float(high))
         if len(defined) < num_resamples:
             num_undefined[name] = num_resamples - len(defined)
-    return Intervals(unit, num_units, bounds, num_undefined)
+    return Intervals(unit, num_units, bounds, num_undefined, too_few)
 
 
 def resampling_units(user_ids: list[str | None]) -> tuple[str, Int[np.ndarray, "records"]]:
@@ -111,6 +129,20 @@ class WeightedMetrics:
         if records.ranking:
             metrics["ranking/catalogue"] = _means(records.ranking, weights * records.is_judged)
         return {**compute_all(metrics), **ece}
+
+    def is_counted(self, name: str) -> Bool[np.ndarray, "records"]:
+        """Which records the metric of this name is measured on."""
+        records, (group, _, rest) = self._records, name.partition("/")
+        if group == "alpha":
+            return records.has_modality[:, MODALITIES.index(rest)]
+        if group == "ranking":
+            return records.is_judged
+        if group == "joint" and records.intent is not None:
+            return records.emotion.is_labelled & records.intent.is_labelled
+        if group in self._tasks:
+            return self._tasks[group].is_labelled
+        # A mean over tasks: what the scarcest is measured on.
+        return min((part.is_labelled for part in self._tasks.values()), key=np.count_nonzero)
 
 
 def _means(values: dict[str, Any], weights: np.ndarray) -> Means:

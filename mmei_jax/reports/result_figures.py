@@ -33,6 +33,7 @@ def headline_figure(
     figures: Mapping[str, float],
     bounds: Mapping[str, tuple[float, float]],
     references: Mapping[str, Mapping[str, float]],
+    without: Mapping[str, str],
 ) -> Figure:
     """One line per metric: the model with its interval, and what the data set knows.
 
@@ -40,24 +41,28 @@ def headline_figure(
         figures: finite metrics in [-1, 1] by name, from the top down; at least one.
         bounds: intervals by metric name, where there are any.
         references: by column title and metric name.
+        without: why a metric has no interval, where it might have one; written under its name.
     """
     figure = new_figure(1.1 + 0.42 * len(figures))
     axes = figure.add_subplot()
     for row, (name, value) in enumerate(figures.items()):
         if name in bounds:
             axes.plot(bounds[name], [row, row], color=BLUE, linewidth=5, alpha=0.35, solid_capstyle="butt")
-        axes.plot(value, row, "o", color=BLUE, markersize=8, zorder=3)
+            # Its ends stand out above and below the dot, which is wider than many an interval.
+            axes.plot(bounds[name], [row, row], "|", color=BLUE, markersize=15, markeredgewidth=1.5, zorder=4)
+        axes.plot(value, row, "o", color=BLUE, markersize=6, zorder=3)
         for title, column in references.items():
             if name in column:
                 marker, colour = _REFERENCE_MARKS[title]
                 axes.plot(column[name], row, marker, color=colour, markersize=7, fillstyle="none", markeredgewidth=1.8)
-    axes.set_yticks(range(len(figures)), list(figures))
+    titles = [f"{name}\nno interval: {without[name]}" if name in without else name for name in figures]
+    axes.set_yticks(range(len(figures)), titles)
     axes.set_ylim(len(figures) - 0.5, -0.5)
     smallest = min([*figures.values(), *(low for name, (low, _) in bounds.items() if name in figures)])
     axes.set_xlim(min(0.0, smallest) - 0.01, 1.01)
     axes.set_xlabel("value of the metric")
-    marks = [Line2D([], [], marker="o", color=BLUE, linestyle="none", markersize=8, label="model")]
-    if bounds:
+    marks = [Line2D([], [], marker="o", color=BLUE, linestyle="none", markersize=6, label="model")]
+    if bounds.keys() & figures.keys():
         marks[0] = Line2D([], [], marker="o", color=BLUE, linewidth=5, alpha=0.6, label="model, 95 % interval")
     for title in references:
         marker, colour = _REFERENCE_MARKS[title]

@@ -10,7 +10,7 @@ from mmei_jax.reports.drawing import to_png
 from mmei_jax.reports.evaluated_run import EvaluatedRun
 from mmei_jax.reports.page import Picture, Section
 from mmei_jax.reports.record_table import TaskRecords
-from mmei_jax.reports.resampling import NUM_RESAMPLES, calibration_events
+from mmei_jax.reports.resampling import MIN_UNITS, NUM_RESAMPLES, calibration_events
 from mmei_jax.reports.result_figures import (
     alpha_figure,
     confusion_figure,
@@ -37,8 +37,11 @@ def metrics_section(run: EvaluatedRun) -> Section:
     blocks: list[str | Picture] = []
     headlines = {name: run.metrics[name] for name in _HEADLINES if name in run.metrics}
     if headlines:
-        figure = headline_figure(headlines, run.intervals.bounds, references)
-        blocks.append(Picture("metrics.png", "Headline metrics of the split; more is better.", to_png(figure)))
+        without = {name: reason for name in headlines if (reason := run.intervals.missing(name))}
+        figure = headline_figure(headlines, run.intervals.bounds, references, without)
+        caption = "Headline metrics of the split; more is better."
+        caption += " Metrics without an interval say why." if without else ""
+        blocks.append(Picture("metrics.png", caption, to_png(figure)))
     blocks.append(_explain_intervals(run))
     if references:
         blocks.append(
@@ -61,7 +64,7 @@ def metrics_section(run: EvaluatedRun) -> Section:
 
 def _metric_row(run: EvaluatedRun, name: str, references: Mapping[str, Mapping[str, float]]) -> list[str]:
     bounds = run.intervals.bounds.get(name)
-    interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "–"
+    interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else run.intervals.missing(name) or "–"
     if name in run.intervals.num_undefined and bounds:
         interval += f" ({run.intervals.num_undefined[name]:,} resamples undefined)"
     ceilings = [f"{column[name]:.4f}" if name in column else "" for column in references.values()]
@@ -71,14 +74,18 @@ def _metric_row(run: EvaluatedRun, name: str, references: Mapping[str, Mapping[s
 
 def _explain_intervals(run: EvaluatedRun) -> str:
     unit, num_units = run.intervals.unit, run.intervals.num_units
-    if not run.intervals.bounds:
-        only = "a single record" if run.records.num_records == 1 else f"records of a single {unit}"
-        return f"**No intervals**: the split holds {only}; nothing can be said about how the figures would vary."
+    if num_units < MIN_UNITS:
+        why = f"too few {unit}s ({num_units}) for an interval, which takes at least {MIN_UNITS}"
+        if num_units == 1:
+            only = "a single record" if run.records.num_records == 1 else f"records of a single {unit}"
+            why = f"the split holds {only}"
+        return f"**No intervals**: {why}; nothing can be said about how the figures would vary."
     why = "records of one user are alike" if unit == "user" else "no user has several records, or users are unknown"
     return (
         f"Intervals are 95 % bootstrap percentile intervals: {NUM_RESAMPLES:,} resamples of the split's "
         f"{num_units:,} {unit}s, drawn with replacement ({why}). They tell how the figures would vary with other test "
-        f"{unit}s, not with another training run. Losses are given without; cross-entropy tells the same of a task."
+        f"{unit}s, not with another training run. Losses are given without; cross-entropy tells the same of a task. "
+        f"Where fewer than {MIN_UNITS} {unit}s count for a metric there is none: it would be far too narrow."
     )
 
 
@@ -120,7 +127,7 @@ def _confusion_blocks(run: EvaluatedRun, task: str, part: TaskRecords | None) ->
         return [
             _labelled_line(part),
             Picture(name, caption, to_png(figure)),
-            *_missing_classes(part),
+            *_missing_classes(part, counts),
             _class_table(part, counts),
         ]
     num_classes = len(part.class_names)
@@ -133,7 +140,7 @@ def _confusion_blocks(run: EvaluatedRun, task: str, part: TaskRecords | None) ->
     share = matrix[commonest].sum() / matrix.sum()
     name_of_commonest = escaped(part.class_names[commonest])
     baseline = f"Always answering {name_of_commonest}, the commonest class here, would be right for {share:.1%}."
-    return [_labelled_line(part), picture, *_missing_classes(part), baseline, _class_table(part, counts)]
+    return [_labelled_line(part), picture, *_missing_classes(part, counts), baseline, _class_table(part, counts)]
 
 
 def _labelled_line(part: TaskRecords) -> str:
@@ -154,13 +161,28 @@ def _one_against_rest(matrix: np.ndarray, place: int) -> np.ndarray:
     return np.array([[matrix.sum() - row - column + both, column - both], [row - both, both]])
 
 
-def _missing_classes(part: TaskRecords) -> list[str]:
-    label = part.label[part.is_labelled]
-    present = (label > 0.5).any(axis=0) if part.kind == "sigmoid" else np.isin(np.arange(len(part.class_names)), label)
-    names = [escaped(name) for name, occurs in zip(part.class_names, present, strict=True) if not occurs]
-    if not names:
+def _missing_classes(part: TaskRecords, counts: np.ndarray) -> list[str]:
+    """Names the classes without records, and says what they do to macro averages."""
+    named = {
+        escaped(name): alarms > 0
+        for name, ((_, alarms), (misses, hits)) in zip(part.class_names, counts, strict=True)
+        if not hits + misses
+    }
+    if not named:
         return []
-    return [f"**Without any record in this split: {', '.join(names)}.** How well they are recognised is not known."]
+    said = [f"**Without any record in this split: {', '.join(named)}.** How well they are recognised is not known."]
+    if part.kind == "sigmoid":
+        return [f"{said[0]} In macro-F1, which averages over all classes, each counts with F1 0."]
+    counting = [name for name, is_named in named.items() if is_named]
+    left_out = [name for name, is_named in named.items() if not is_named]
+    if counting:
+        said.append(
+            "In macro averages a class without records that the model names counts with recall 0, precision 0 and F1 0"
+            f": {', '.join(counting)}."
+        )
+    if left_out:
+        said.append(f"Neither among labels nor answers, and so left out of macro averages: {', '.join(left_out)}.")
+    return [" ".join(said)]
 
 
 def _class_table(part: TaskRecords, counts: np.ndarray) -> str:
@@ -272,7 +294,8 @@ def _reliability_blocks(run: EvaluatedRun, task: str, part: TaskRecords) -> list
     rows = []
     for name, curve in curves.items():
         bounds = run.intervals.bounds.get(f"{task}/ece{'/' + name if name else ''}")
-        interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "–"
+        missing = run.intervals.missing(f"{task}/ece{'/' + name if name else ''}") or "–"
+        interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else missing
         promised, kept = curve.probability_sum.sum() / curve.count.sum(), curve.hit_sum.sum() / curve.count.sum()
         rows.append([escaped(name or task), f"{curve.ece:.4f}", interval, f"{promised:.4f}", f"{kept:.4f}"])
     table = markdown_table(["", "ECE", "95 % interval", "mean probability", event], rows)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mmei_jax.metrics import is_smaller_better
 from mmei_jax.reports.drawing import to_png
 from mmei_jax.reports.evaluated_run import EvaluatedRun
 from mmei_jax.reports.page import Picture, Section
@@ -46,7 +47,21 @@ def summary_section(run: EvaluatedRun) -> Section:
         ["modalities", ", ".join(run.config.data.modalities)],
         ["checkpoint", f"step {step:,}, epoch {run.epoch(step):.2f}: best {escaped(run.config.train.best_metric)}"],
     ]
+    rows += _unfinished_row(run)
     return Section("", [*blocks, markdown_table(["", ""], rows, num_text_columns=2)])
+
+
+def _unfinished_row(run: EvaluatedRun) -> list[list[str]]:
+    """Says that training had not come to its end when the log was read; [] where it had, or nothing is known."""
+    train, last_step = run.config.train, max((line["step"] for line in run.log), default=0)
+    if not last_step or run.epoch(last_step + 1) > train.num_epochs:
+        return []
+    sign = -1.0 if is_smaller_better(train.best_metric) else 1.0
+    values = [sign * value for value in _curve(run, train.best_metric)[1]]
+    if 0 < train.patience_evaluations < len(values) - values.index(max(values)):
+        return []
+    epoch = f"epoch {run.epoch(last_step):.2f} of {train.num_epochs}"
+    return [["training", f"**unfinished**: at step {last_step:,}, {epoch}; figures and curves are of what there was"]]
 
 
 def loss_section(run: EvaluatedRun) -> Section:
