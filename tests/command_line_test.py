@@ -17,11 +17,11 @@ def data(tmp_path_factory):
     return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
 
 
-def run(cache, *arguments):
+def run(*arguments):
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=processes.ROOT,
-        env=processes.environment(cache),
+        env=processes.environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -57,13 +57,13 @@ CASES = {
 def test_train_refuses(name, data, tmp_path):
     flags, parts = CASES[name]
     arguments = ["train.py", "--config=tests/tiny_config.py", f"--workdir={tmp_path / 'run'}"]
-    outcome = run(tmp_path, *arguments, f"--config.data.path={data}", *flags)
+    outcome = run(*arguments, f"--config.data.path={data}", *flags)
     assert_one_line(outcome, *parts)
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_config_file_is_told_in_one_line(tmp_path):
-    outcome = run(tmp_path, "train.py", "--config=configs/nothing.py", f"--workdir={tmp_path}")
+    outcome = run("train.py", "--config=configs/nothing.py", f"--workdir={tmp_path}")
     assert_one_line(outcome, "configs/nothing.py")
 
 
@@ -71,7 +71,6 @@ def test_unwritable_workdir_is_told_in_one_line(data, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file, where a folder is wanted")
     outcome = run(
-        tmp_path,
         "train.py",
         "--config=tests/tiny_config.py",
         f"--config.data.path={data}",
@@ -113,14 +112,14 @@ def test_eval_of_a_damaged_configuration_is_told_in_one_line(text, tmp_path):
 
 @pytest.mark.parametrize("module", ["mmei_jax.extraction.import_features", "mmei_jax.records"])
 def test_an_option_that_argparse_refuses_is_told_in_one_line(module, tmp_path):
-    code, stderr = run(tmp_path, "-m", module, "--nonsense")
+    code, stderr = run("-m", module, "--nonsense")
     assert code == 2
     assert stderr.startswith("error: ")
     assert stderr.count("\n") == 1
 
 
 def test_eval_of_a_folder_without_a_run_is_told_in_one_line(tmp_path):
-    assert_one_line(run(tmp_path, "eval.py", f"--workdir={tmp_path / 'no'}"), "config.json", "train.py")
+    assert_one_line(run("eval.py", f"--workdir={tmp_path / 'no'}"), "config.json", "train.py")
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])

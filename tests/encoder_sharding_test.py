@@ -92,8 +92,8 @@ LARGEST_SHARE = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    environment = processes.environment(tmp_path_factory.mktemp("compiled"), num_devices=8)
+def found():
+    environment = processes.environment(num_devices=8)
     code, output = processes.run("-c", PROGRAM, env=environment)
     assert code == 0, output
     return json.loads(output.splitlines()[-1])

@@ -36,18 +36,6 @@ def extracted(encoders, clips, tmp_path_factory):
     return run(encoders, clips, output), output
 
 
-def features(output, split="train"):
-    """Per modality and id the tokens, without padding."""
-    found = Dataset.open(output, verify=True).split(split)
-    rows = np.arange(found.num_records)
-    states = {}
-    for name in found.dataset.spec.modalities:
-        lengths = found.lengths(name)
-        tokens, _ = found.gather_tokens(name, rows, max(int(lengths.max()), 1))
-        states[name] = {key: tokens[row, : lengths[row]] for row, key in enumerate(found.ids(rows))}
-    return states
-
-
 def files(output):
     """Content of every file by name."""
     return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}

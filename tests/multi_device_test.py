@@ -13,12 +13,7 @@ def data(tmp_path_factory):
     return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
 
 
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    return {number: tmp_path_factory.mktemp(f"compiled{number}") for number in (1, 8)}
-
-
-def train(data, workdir, caches, num_devices, num_epochs, *flags):
+def train(data, workdir, num_devices, num_epochs, *flags):
     code, output = processes.run(
         "train.py",
         "--config=tests/tiny_config.py",
@@ -28,17 +23,17 @@ def train(data, workdir, caches, num_devices, num_epochs, *flags):
         "--config.data.evaluation_batch_size=8",
         f"--workdir={workdir}",
         *flags,
-        env=processes.environment(caches[num_devices], num_devices=num_devices),
+        env=processes.environment(num_devices=num_devices),
     )
     assert code == 0, output
     return output
 
 
-def evaluate(workdir, caches, num_devices):
+def evaluate(workdir, num_devices):
     code, output = processes.run(
         "eval.py",
         f"--workdir={workdir}",
-        env=processes.environment(caches[num_devices], num_devices=num_devices),
+        env=processes.environment(num_devices=num_devices),
     )
     assert code == 0, output
     return json.loads((workdir / "eval" / "test.json").read_text())["metrics"]
@@ -61,11 +56,11 @@ def assert_close(ours, theirs):
 
 
 @pytest.fixture(scope="module")
-def runs(data, caches, tmp_path_factory):
+def runs(data, tmp_path_factory):
     """Working directories of the same run on 1 and on 8 devices."""
     folders = {number: tmp_path_factory.mktemp(f"run{number}") for number in (1, 8)}
     for number, folder in folders.items():
-        output = train(data, folder, caches, number, 4)
+        output = train(data, folder, number, 4)
         assert f"on {number} device(s)" in output
     return folders
 
@@ -75,9 +70,9 @@ def test_eight_devices_train_as_one(runs):
     assert_close(scalars(runs[8], prefixes), scalars(runs[1], prefixes))
 
 
-def test_checkpoint_of_eight_is_evaluated_on_one_and_the_other_way_round(runs, caches):
+def test_checkpoint_of_eight_is_evaluated_on_one_and_the_other_way_round(runs):
     for folder in runs.values():
-        assert_close(evaluate(folder, caches, 1), evaluate(folder, caches, 8))
+        assert_close(evaluate(folder, 1), evaluate(folder, 8))
 
 
 def test_evaluation_takes_any_number_of_devices(runs, tmp_path):
@@ -86,7 +81,7 @@ def test_evaluation_takes_any_number_of_devices(runs, tmp_path):
     assert_close(evaluate(runs[8], {3: tmp_path}, 3), evaluate(runs[8], {1: tmp_path}, 1))
 
 
-def test_run_begun_on_one_device_goes_on_on_eight(data, runs, caches, tmp_path):
+def test_run_begun_on_one_device_goes_on_on_eight(data, runs, tmp_path):
     flags = [
         "train.py",
         "--config=tests/tiny_config.py",
@@ -96,19 +91,19 @@ def test_run_begun_on_one_device_goes_on_on_eight(data, runs, caches, tmp_path):
         "--config.data.evaluation_batch_size=8",
         f"--workdir={tmp_path}",
     ]
-    process = processes.start(*flags, env=processes.environment(caches[1]))
+    process = processes.start(*flags, env=processes.environment())
     processes.wait_for_step(tmp_path, 10, process)
     process.terminate()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 143, output
-    output = train(data, tmp_path, caches, 8, 4)
+    output = train(data, tmp_path, 8, 4)
     assert "going on from the checkpoint of step" in output
     assert_close(validation(tmp_path), validation(runs[1]))
 
 
-def test_parameters_split_over_fsdp_and_tensor_train_as_one_device(data, runs, caches, tmp_path):
-    output = train(data, tmp_path, caches, 8, 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+def test_parameters_split_over_fsdp_and_tensor_train_as_one_device(data, runs, tmp_path):
+    output = train(data, tmp_path, 8, 4, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
     assert "on 8 device(s)" in output
     prefixes = ("train/", "validation/")
     assert_close(scalars(tmp_path, prefixes), scalars(runs[1], prefixes))
-    assert_close(evaluate(tmp_path, caches, 1), evaluate(runs[1], caches, 1))
+    assert_close(evaluate(tmp_path, 1), evaluate(runs[1], 1))

@@ -368,7 +368,7 @@ def test_eight_devices_train_on_packed_rows_as_one_and_rows_they_cannot_share_ar
     losses = {}
     for number in (1, 8):
         workdir = tmp_path / str(number)
-        environment = processes.environment(tmp_path / f"compiled{number}", num_devices=number)
+        environment = processes.environment(num_devices=number)
         code, output = processes.run(
             *flags, "--config.data.packing.num_rows=(8,)", f"--workdir={workdir}", env=environment
         )

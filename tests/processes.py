@@ -9,16 +9,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def environment(cache: Path, *, num_devices: int = 1) -> dict[str, str]:
-    """One folder of compiled programs for the processes of a test, and a number of fake CPU devices."""
+def environment(cache: Path | None = None, *, num_devices: int = 1) -> dict[str, str]:
+    """What a test's processes see.
+
+    Args:
+        cache: folder of compiled programs, for tests that kill a process, which may leave half a file in it; by default
+            the session's.
+        num_devices: fake CPU devices.
+    """
+    own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(ROOT),
+        **own,
     }
 
 

@@ -20,22 +20,22 @@ class TinyEncoders:
     converted: dict[str, Path]
 
 
-def make(folder: Path) -> TinyEncoders:
-    """Makes the three, with their preprocessing, in ``folder``."""
+def make(folder: Path, *, is_base_size: bool = False) -> TinyEncoders:
+    """Makes the three, with their preprocessing, in ``folder``; tiny, or of base depth and width."""
     torch.manual_seed(0)
-    sizes = dict(hidden_size=DIM, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
+    sizes: dict[str, int] = {}
+    if not is_base_size:
+        sizes = dict(hidden_size=DIM, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32)
     source = {name: folder / "hugging_face" / name for name in ("vision", "audio", "text")}
-    vit = transformers.ViTConfig(**sizes, image_size=32, patch_size=8)
+    side, patch = (224, 16) if is_base_size else (32, 8)
+    vit = transformers.ViTConfig(**sizes, image_size=side, patch_size=patch)
     transformers.ViTModel(vit).save_pretrained(source["vision"])
-    size = {"height": 32, "width": 32}
+    size = {"height": side, "width": side}
     transformers.ViTImageProcessorPil(size=size).save_pretrained(source["vision"])
-    wav2vec2 = transformers.Wav2Vec2Config(
-        **sizes,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
-        vocab_size=12,
-    )
+    front = {}
+    if not is_base_size:
+        front = dict(conv_dim=(8,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+    wav2vec2 = transformers.Wav2Vec2Config(**sizes, **front, vocab_size=12)
     transformers.Wav2Vec2Model(wav2vec2).save_pretrained(source["audio"])
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(source["audio"])
     bert = transformers.BertConfig(**sizes, vocab_size=len(WORDS), max_position_embeddings=64)

@@ -2,11 +2,13 @@
 
 import csv
 
+import numpy as np
+
 from configs import extraction as defaults
 from mmei_jax.extraction.clip_lists import read_clips
 from mmei_jax.extraction.extract import extract
 from mmei_jax.extraction.extraction_config import parse
-from mmei_jax.records import LabelSpec
+from mmei_jax.records import Dataset, LabelSpec
 from tests import made_media
 
 RATE = 16_000
@@ -73,3 +75,15 @@ def run(encoders, clips, output, *, changes=None, report=lambda line: None, **op
     settings = config(encoders, **(changes or {}))
     given, _ = read_clips(clips, settings.label_specs)
     return extract(settings, given, output, labels=SPECS, base=clips.parent, num_workers=2, report=report, **options)
+
+
+def features(output, split="train"):
+    """Per modality and id the tokens, without padding."""
+    found = Dataset.open(output, verify=True).split(split)
+    rows = np.arange(found.num_records)
+    states = {}
+    for name in found.dataset.spec.modalities:
+        lengths = found.lengths(name)
+        tokens, _ = found.gather_tokens(name, rows, max(int(lengths.max()), 1))
+        states[name] = {key: tokens[row, : lengths[row]] for row, key in enumerate(found.ids(rows))}
+    return states
