@@ -263,7 +263,8 @@ def _label_to_arrow(name: str, column: MaskedColumn, label: LabelSpec, ids: Sequ
 
 def _cast(name: str, values: np.ndarray, kind: pa.DataType) -> np.ndarray:
     """A copy in the Arrow type's NumPy type; refuses what would lose a number's meaning."""
-    dtype = np.dtype(kind.to_pandas_dtype())
+    # Not to_pandas_dtype: before pyarrow 26 it needs pandas.
+    dtype = pa.array([], kind).to_numpy(zero_copy_only=False).dtype
     accepted = {"i": "iu", "f": "fiu", "b": "b"}[dtype.kind]
     if values.dtype.kind not in accepted:
         raise InputError(f"{name}: values of type {values.dtype}: expected {dtype}")
