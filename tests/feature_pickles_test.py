@@ -125,7 +125,8 @@ def test_program_that_calls_something_else_is_refused_before_it_runs(tmp_path, p
         (np.dtype("f4"), "_Dtype"),
         ({1, 2}, "set"),
     ],
-    ids=str,
+    # The texts of some values hold addresses, which no two processes share.
+    ids=lambda part: part if isinstance(part, str) else "",
 )
 def test_what_is_no_array_text_number_or_container_is_refused_by_its_name(tmp_path, value, name):
     with pytest.raises(InputError, match=rf"features\.pkl: refused to unpickle: .*{name}"):
