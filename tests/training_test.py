@@ -12,7 +12,8 @@ import pytest
 from mmei_jax import checkpointing, training, training_log
 from mmei_jax.batching import BatchReader
 from mmei_jax.checkpointing import Checkpointer
-from mmei_jax.evaluation import Evaluator, evaluate_workdir
+from mmei_jax.evaluation import Evaluator, evaluate_workdir, open_best_run
+from mmei_jax.packing import Layout
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import make_mesh
 from mmei_jax.state import build_model, placed_variable_shapes
@@ -343,6 +344,16 @@ def test_evaluation_restores_the_best_checkpoint_and_writes_metrics_and_predicti
         assert predictions[name].mean() == pytest.approx(summary["metrics"][metric], rel=1e-5), name
     for name in ("vision", "audio", "text"):
         assert predictions[f"has_{name}"].tolist() == (split.lengths(name) > 0).tolist()
+    # A record alone, of which nothing is known but its tokens, is recommended the same items.
+    run = open_best_run(workdir)
+    evaluator = Evaluator(run.model, run.config, run.dataset, run.mesh)
+    reader = BatchReader(split, run.config, evaluator.ranking_statistics)
+    layout = Layout(1, 1, {name: getattr(run.config.data.max_tokens, name)[-1] for name in ("vision", "audio", "text")})
+    batch = reader.read(np.array([3]), layout).replace(emotion=None, intent=None, ranking=None)
+    alone = evaluator.predict_batch(run.variables, batch)
+    assert alone.top_items[0].tolist() == predictions["top_item_index"][3].tolist()
+    np.testing.assert_allclose(alone.emotion[0], predictions["emotion_probabilities"][3], atol=1e-5)
+    assert alone.ranking is None
     assert "exact ceiling" in table
     assert str(workdir / "eval" / "test.json") in table
     first = (workdir / "eval" / "test.json").read_bytes()
