@@ -17,7 +17,7 @@ from mmei_jax.records import Dataset
 from mmei_jax.sharding import ProcessShare
 from mmei_jax.types import InputError
 from tests import made_media, tiny_encoders, tiny_extraction
-from tests.tiny_extraction import RATE, SPECS, TEXTS, read_rows, run, write_list
+from tests.tiny_extraction import RATE, SPECS, TEXTS, features, read_rows, run, write_list
 
 
 @pytest.fixture(scope="module")
