@@ -10,9 +10,12 @@ and punctuation marks, one for its start and one for its end.
 import argparse
 import csv
 import re
+import sys
 
 import numpy as np
 from jaxtyping import Float, Int64
+
+from mmei_jax.command import CommandParser, report_errors
 
 # Tokens per second: two frames, and Wav2Vec2's 50 states averaged by tens.
 VISION_RATE, AUDIO_RATE = 2.0, 5.0
@@ -113,11 +116,16 @@ def _seconds(time: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
-def main() -> None:
-    """Measures the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    """Measures the table; gives the exit status: 0, or 2 after one line on what is wrong."""
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="train_sent_emo.csv of MELD")
-    seconds, text = _read(parser.parse_args().path)
+    path = parser.parse_args().path
+    return report_errors(lambda: _print_table(path))
+
+
+def _print_table(path: str) -> int:
+    seconds, text = _read(path)
     print(f"DURATION_SECONDS = {tuple(np.quantile(seconds, np.linspace(0.0, 1.0, 41)).round(2).tolist())}")
     tenths = np.array_split(text[np.argsort(seconds, kind="stable")], 10)
     quantiles = [np.quantile(each, np.linspace(0.0, 1.0, 21)).round().astype(int).tolist() for each in tenths]
@@ -129,7 +137,8 @@ def main() -> None:
     ):
         correlations = np.corrcoef(lengths.T).round(2).tolist()
         print(f"{name}: mean tokens {lengths.mean(axis=0).round(2)}, correlations {correlations}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -58,6 +58,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Flags as absl parses them; what absl and config_flags raise is told in one line."""
     try:
         return list(flags.FLAGS(argv))
+    except SystemExit:
+        # absl's flags of help print it and end with 1, as if something were wrong.
+        sys.exit(0)
     except flags.Error as error:
         message = _one_line(error)
     except (AttributeError, KeyError) as error:
@@ -68,5 +71,6 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = f"{guilty}: unknown configuration key"
     except (TypeError, ValueError, OSError) as error:
         message = _one_line(error)
-    print(f"error: {message}; --help lists the flags, configs/default.py every key", file=sys.stderr, flush=True)
+    keys = ", configs/default.py every key" if "config" in flags.FLAGS else ""
+    print(f"error: {message}; --help lists the flags{keys}", file=sys.stderr, flush=True)
     sys.exit(EXIT_INPUT_ERROR)

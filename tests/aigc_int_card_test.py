@@ -53,6 +53,7 @@ SENTENCES = {
     "tastes": {4: "taste, four standard normal numbers"}[aigc_int.NUM_TASTES],
     "users": f"{aigc_int.CHUNK_USERS} users per {aigc_int.CHUNK_RECORDS:,} records",
     "chunks": f"streamed in chunks of {aigc_int.CHUNK_RECORDS:,}",
+    "world": f"it is drawn from a seed of its own, {aigc_int._WORLD_SEED}",
     "least dim": f"features per token, at least {aigc_int.MIN_DIM}",
     "kinds": f"**Content kind** c: {named(aigc_int.KINDS, aigc_int.KIND_PRIOR)}.",
     "emotions": f"**Emotion** e: {named(aigc_int.EMOTIONS, aigc_int.EMOTION_PRIOR)}.",

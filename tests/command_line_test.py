@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from benchmarks import utterance_lengths
+from mmei_jax.simulation import aigc_int
 from mmei_jax.types import InputError
 from mmei_jax.workdir import read_config
 from tests import processes, tiny
@@ -133,5 +135,31 @@ def test_help_explains_the_flags(script, tmp_path):
         timeout=120,
         check=False,
     )
+    assert done.returncode == 0
     assert "--workdir" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_wrong_flag_of_eval_names_the_help_and_no_configuration():
+    outcome = run("eval.py", "--workdri=runs/it")
+    assert_one_line(outcome, "workdri", "--help lists the flags")
+    assert "configs/default.py" not in outcome[1]
+
+
+def test_simulators_help_goes_to_standard_output(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["aigc_int", "--help"])
+    assert aigc_int.main() == 0
+    found = capsys.readouterr()
+    assert "generate,calibrate,report" in found.out
+    assert found.err == ""
+    monkeypatch.setattr(sys, "argv", ["aigc_int"])
+    assert aigc_int.main() == 2
+    assert "generate,calibrate,report" in capsys.readouterr().err
+
+
+def test_missing_list_of_utterances_is_told_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["utterance_lengths", "nowhere.csv"])
+    assert utterance_lengths.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "nowhere.csv" in line

@@ -326,6 +326,28 @@ def test_impossible_splits_are_refused_in_one_line(
     assert message in refuse(capsys, source, tmp_path / "out", *LABELS, "--group_key=speaker", *flags)
 
 
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_damaged_npz_with_every_flag_given_is_told_in_one_line(is_compressed, tmp_path, capsys):
+    path, flags = write_npz(tmp_path), [*BY_SPEAKER, *LABELS]
+    if is_compressed:
+        np.savez_compressed(path, **make_arrays())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "features.npz: not a readable .npz file" in refuse(capsys, path, tmp_path / "out", *flags)
+    # Whole in length, with some bytes of the features turned over.
+    place = content.index(b"vision.npy") + 300
+    path.write_bytes(
+        content[:place] + bytes(255 - byte for byte in content[place : place + 40]) + content[place + 40 :]
+    )
+    assert "features.npz: key 'vision': the file is damaged" in refuse(capsys, path, tmp_path / "out", *flags)
+
+
+def test_labels_that_are_no_class_names_are_told_the_names(tmp_path, capsys):
+    path = write_npz(tmp_path, emotion=np.array(["bored"] * NUM_RECORDS))
+    line = refuse(capsys, path, tmp_path / "out", *BY_SPEAKER, *LABELS)
+    assert "emotion = 'bored': expected one of neutral, joy, anger (class ids 0 to 2)" in line
+
+
 def test_a_missing_or_unreadable_file_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from mmei_jax.reports.resampling import bootstrap_intervals
 from mmei_jax.simulation import aigc_int_dataset
 from mmei_jax.training import train
 from mmei_jax.types import InputError
-from tests import processes, tiny
+from tests import markdown, processes, tiny
 
 EMOTIONS = ("neutral", "joy", "anger")
 # By part of the imported data: records, and what it lacks.
@@ -235,6 +236,14 @@ def test_alpha_by_emotion_and_by_subset_is_the_mean_of_the_predictions(simulated
         str(len(without_vision)),
         *(f"{value:.3f}" for value in without_vision[weights].mean()),
     ]
+
+
+def test_columns_of_the_predictions_are_those_that_the_page_lists(simulated_run):
+    rows = markdown.tables(markdown.read("docs/read_our_shards.md"))["column | content"][1:]
+    listed = {name for row in rows for name in re.findall(r"`([\w@]+)`", row[0])}
+    written = pq.read_schema(simulated_run / "eval" / "test_predictions.parquet").names
+    # A regression's answer stands in place of probabilities; tests of the variants hold its columns.
+    assert set(written) == listed - {"emotion_value"}
 
 
 def test_same_inputs_give_the_same_bytes_in_other_processes(simulated_run):

@@ -6,6 +6,7 @@ unpickled.
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -98,7 +99,11 @@ class NpzSource:
             raise InputError(f"{self.path}: no key {key!r}: it has {', '.join(self._arrays.files)}")
         try:
             array = np.asarray(self._arrays[key])
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{self.path}: key {key!r}: the file is damaged; copy or make it again: {error}"
+            ) from error
+        except ValueError as error:
             raise InputError(f"{self.path}: key {key!r}: expected plain numbers or strings: {error}") from error
         if array.ndim == 0:
             raise InputError(f"{self.path}: key {key!r}: a single value: expected one per record")
@@ -126,7 +131,10 @@ class NpzSource:
             most = np.full(self._num_records, array.shape[1], np.int64)
         key = f"{name}_lengths"
         if key not in self._arrays and array.shape[1] > 1:
-            raise InputError(f"{self.path}: no key {key!r}: [records, tokens, dim] needs the number of valid tokens")
+            raise InputError(
+                f"{self.path}: no key {key!r}: [records, tokens, dim] needs the number of valid tokens; "
+                f"it has {', '.join(self._arrays.files)}"
+            )
         lengths = self._read_records(key) if key in self._arrays else most
         if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
             raise InputError(f"{self.path}: key {key!r} is {lengths.dtype}{list(lengths.shape)}: expected integers")

@@ -14,8 +14,10 @@ def read_strings(source: ColumnSource, key: str) -> list[str | None]:
     return [value or None for value in source.column(key).astype(np.str_).tolist()]
 
 
-def read_numbers(source: ColumnSource, key: str, ids: list[str], dtype: type) -> MaskedColumn:
-    """Numbers of type ``dtype``; missing where a cell is empty or NaN.
+def read_numbers(
+    source: ColumnSource, key: str, ids: list[str], dtype: type, *, accepted: str = "a number"
+) -> MaskedColumn:
+    """Numbers of type ``dtype``; missing where a cell is empty or NaN. ``accepted``: what messages ask for.
 
     Raises:
         InputError: a value is no number, or not whole where ``dtype`` is; names the record.
@@ -33,7 +35,7 @@ def read_numbers(source: ColumnSource, key: str, ids: list[str], dtype: type) ->
             number = float(values[row])
             numbers[row] = number
         except (ValueError, OverflowError) as error:
-            raise InputError(_wrong(source, key, ids[row], values[row], "a number")) from error
+            raise InputError(_wrong(source, key, ids[row], values[row], accepted)) from error
         if numbers[row] != number:
             raise InputError(_wrong(source, key, ids[row], values[row], "a whole number"))
     return MaskedColumn(numbers, is_present)
@@ -68,12 +70,12 @@ def read_label(source: ColumnSource, key: str, label: LabelSpec, ids: list[str])
         return MaskedColumn(np.where(is_labelled[:, None], values, 0.0).astype(np.float32), is_labelled)
     is_name = values.dtype.kind in "US" and any(value in position for value in values.tolist())
     if not is_name:
-        column = read_numbers(source, key, ids, np.int64)
+        limits = f"{accepted} (class ids 0 to {len(position) - 1})"
+        column = read_numbers(source, key, ids, np.int64, accepted=limits)
         numbers = np.asarray(column.values)
         presence = np.asarray(column.is_present)
         bad = np.flatnonzero(presence & ((numbers < 0) | (numbers >= len(position))))
         if bad.size:
-            limits = f"{accepted} (class ids 0 to {len(position) - 1})"
             raise InputError(_wrong(source, key, ids[bad[0]], values[bad[0]], limits))
         return column
     classes = np.zeros(len(values), np.int64)

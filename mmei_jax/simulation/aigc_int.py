@@ -347,8 +347,10 @@ def main() -> int:
     }
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in commands:
-        print(f"usage: python -m mmei_jax.simulation.aigc_int {{{','.join(commands)}}} [--help]", file=sys.stderr)
-        return 0 if arguments[:1] in (["--help"], ["-h"]) else 2
+        is_asked_for = arguments[:1] in (["--help"], ["-h"])
+        usage = f"usage: python -m mmei_jax.simulation.aigc_int {{{','.join(commands)}}} [--help]"
+        print(usage, file=sys.stdout if is_asked_for else sys.stderr)
+        return 0 if is_asked_for else 2
     return commands[arguments[0]](arguments[1:])
 
 
