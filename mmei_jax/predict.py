@@ -22,8 +22,8 @@ from mmei_jax.evaluation import BestRun, Evaluator, open_best_run
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.decoding import decode_clip
 from mmei_jax.extraction.encoding import ClipEncoder
-from mmei_jax.extraction.extract import make_settings
 from mmei_jax.extraction.extraction_config import ExtractionConfig, parse
+from mmei_jax.extraction.shard_extraction import make_settings
 from mmei_jax.extraction.shard_units import EXTRACTION_NAME
 from mmei_jax.types import MODALITIES, Batch, InputError, TokenSequence
 

@@ -123,6 +123,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.encoder_loading",
             "extraction.encoding",
             "extraction.extract",
+            "extraction.extract_beam",
             "extraction.extraction_config",
             "extraction.faces",
             "extraction.feature_pickles",
@@ -131,6 +132,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.preprocessing",
             "extraction.published_facts",
             "extraction.raw_media",
+            "extraction.shard_extraction",
             "extraction.shard_units",
             "extraction.text_encoding",
             "extraction.utterance_lists",
@@ -364,7 +366,10 @@ def test_package_imports_declared_dependencies_only():
     distributions = [re.match(r"[\w.-]+", line).group().replace("-", "_") for line in project["dependencies"]]
     known = {IMPORT_NAMES.get(name, name) for name in distributions} | set(sys.stdlib_module_names) | {"mmei_jax"}
     # Of an extra: what else imports it would fail for most.
-    optional = {"mmei_jax/extraction/faces.py": {"cv2"}}
+    optional = {
+        "mmei_jax/extraction/faces.py": {"cv2"},
+        "mmei_jax/extraction/extract_beam.py": {"apache_beam"},
+    }
     undeclared = {
         _name(path): sorted(set(_import_roots(path)) - known - optional.get(_name(path), set()))
         for path in RUN_TIME_FILES

@@ -77,6 +77,16 @@ def run(encoders, clips, output, *, changes=None, report=lambda line: None, **op
     return extract(settings, given, output, labels=SPECS, base=clips.parent, num_workers=2, report=report, **options)
 
 
+def flags(encoders, clips, output):
+    """Of the command, for what :func:`run` does."""
+    settings = config(encoders)
+    groups = {name: vars(getattr(settings, name)) for name in encoders.converted}
+    values = {f"{name}.{key}": value for name, group in groups.items() for key, value in group.items()}
+    values |= {key: getattr(settings, key) for key in ("labels", "records_per_shard", "max_clip_seconds")}
+    given = [f"--config.{key}={value}" for key, value in values.items()]
+    return [*given, f"--input={clips}", f"--output={output}", "--workers=2"]
+
+
 def features(output, split="train"):
     """Per modality and id the tokens, without padding."""
     found = Dataset.open(output, verify=True).split(split)

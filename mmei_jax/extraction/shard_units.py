@@ -6,9 +6,10 @@ and ``progress/`` with a note per finished shard. The last process that finishes
 and its note follows, so that whatever is killed when, at most the shard in work is done again.
 """
 
+import contextlib
 import json
-import os
 import shutil
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -99,22 +100,30 @@ class ExtractionFolder:
         self._notes = path / _PROGRESS
         file = path / EXTRACTION_NAME
         text = json.dumps(identity, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        # Processes that share the work begin at the same time.
+        if not file.is_file() and not _is_free(path) and not file.is_file():
+            raise InputError(f"{path}: exists already, and is no folder of an extraction; name a new one")
         if not file.is_file():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise InputError(f"{path}: exists already, and is no folder of an extraction; name a new one")
             path.mkdir(parents=True, exist_ok=True)
             _write_whole(file, text)
-        elif (found := file.read_text(encoding="utf-8")) != text:
-            key = _first_difference(json.loads(found), json.loads(text))
+        if (found := file.read_text(encoding="utf-8")) != text:
+            key = _first_difference(_parse(file, found), json.loads(text))
             raise InputError(f"{path}: holds an extraction that differs in {key}; name a new folder")
         self.is_finished = (path / MANIFEST_NAME).is_file()
         if not self.is_finished:
             self._notes.mkdir(exist_ok=True)
+            # Another process may have completed the data set in between.
+            self.is_finished = (path / MANIFEST_NAME).is_file()
+            if self.is_finished:
+                shutil.rmtree(self._notes, ignore_errors=True)
 
     def unfinished(self, units: Sequence[Unit], share: ProcessShare) -> list[Unit]:
         """A process's units that are still to be done, in order."""
-        own = units[share.index :: share.count]
-        return [unit for unit in own if not self._note(unit).is_file()]
+        return [unit for unit in units[share.index :: share.count] if not self.has(unit)]
+
+    def has(self, unit: Unit) -> bool:
+        """Whether a unit is finished."""
+        return self.is_finished or self._note(unit).is_file()
 
     def write(
         self,
@@ -136,7 +145,8 @@ class ExtractionFolder:
             longest |= {name: int(np.max(ragged.lengths, initial=0)) for name, ragged in columns.features.items()}
             schema = shard_schema(spec, unit.split)
             name = f"{unit.name}.arrow"
-            unfinished = f".{name}.partial"
+            # A runner may give a unit to two workers, and takes what is there first.
+            unfinished = f".{name}.{uuid.uuid4().hex}.partial"
             table: pa.Table = record_arrow.columns_to_table(columns, spec, schema)
             entry = {**write_arrow_file(self.path, unfinished, schema, table), "file": name}
             (self.path / unfinished).rename(self.path / name)
@@ -150,8 +160,12 @@ class ExtractionFolder:
 
     def reasons(self, units: Sequence[Unit]) -> dict[str, int]:
         """Clips of finished units that are not used, by reason."""
-        notes = [_read(note) for unit in units if (note := self._note(unit)).is_file()]
-        return dict(Counter(line["reason"] for note in notes for line in note["quarantined"]))
+        counts: Counter[str] = Counter()
+        for unit in units:
+            # Not finished, or completed by another process in this moment.
+            with contextlib.suppress(FileNotFoundError):
+                counts.update(line["reason"] for line in _read(self._note(unit))["quarantined"])
+        return dict(counts)
 
     def complete(self, units: Sequence[Unit], spec: DatasetSpec, max_bad_fraction: float) -> dict[str, Any] | None:
         """Turns the folder into a data set, if every unit of every process is finished.
@@ -197,6 +211,9 @@ class ExtractionFolder:
         if empty:
             raise InputError(f"{self.path}: every clip of split {empty[0]!r} is quarantined ({QUARANTINE_NAME})")
         totals = {"clips": num_clips, "quarantined": dict(sorted(reasons.items())), **dict(sorted(counts.items()))}
+        # Of workers that were killed.
+        for left in [*self.path.glob(".*.arrow.*.partial"), *self.path.glob(f".{EXTRACTION_NAME}.*.partial")]:
+            left.unlink(missing_ok=True)
         write_manifest(self.path, spec, splits, None, {"extraction": totals})
         self.is_finished = True
         shutil.rmtree(self._notes, ignore_errors=True)
@@ -204,11 +221,19 @@ class ExtractionFolder:
 
     def summary(self) -> dict[str, Any]:
         """Counts of a finished extraction."""
-        counts: dict[str, Any] = _read(self.path / MANIFEST_NAME)["counts"]["extraction"]
-        return counts
+        return read_summary(self.path) or {}
 
     def _note(self, unit: Unit) -> Path:
         return self._notes / f"{unit.name}.json"
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Counts of the extraction in a folder; None where none is finished."""
+    manifest = path / MANIFEST_NAME
+    if not manifest.is_file():
+        return None
+    counts: dict[str, Any] = _read(manifest)["counts"]["extraction"]
+    return counts
 
 
 def check_bad_fraction(path: Path, reasons: dict[str, int], num_clips: int, max_bad_fraction: float) -> None:
@@ -222,9 +247,23 @@ def check_bad_fraction(path: Path, reasons: dict[str, int], num_clips: int, max_
         )
 
 
+def _is_free(path: Path) -> bool:
+    """Whether an extraction can begin there: there is nothing, or what another process that begins it writes first."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(entry.name.startswith(f".{EXTRACTION_NAME}.") for entry in path.iterdir())
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: not a description of an extraction: {error}") from error
+
+
 def _write_whole(path: Path, text: str) -> None:
     """The file is there as a whole or not at all, whoever writes it beside this process."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(path)
 
