@@ -6,7 +6,7 @@ The step is the package's own, at the sizes of ``configs/default.py`` (d = 256, 
 tokens of 768 features, batch 32): standardisation, Eq. 1-6 with the emotion, intent and ranking heads, modality dropout
 and dropout as the recipe trains, backward pass, clipping, AdamW with schedule, and the report to the host. Batches lie
 on the device; reading them is another benchmark's question. The peer (``torch_mmei``) starts from the same weights.
-Before anything is measured, five updates without dropout must give the same losses on both sides.
+Before anything is measured, updates without dropout must give both sides the same losses and gradients (``agreement``).
 """
 
 import argparse
@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import rounds
+from benchmarks import agreement, rounds
+from benchmarks.agreement import NUM_UPDATES, Evidence
 from benchmarks.fusion_cases import (
     CASES,
     COMPILED,
     EAGER,
     NUM_BATCHES,
     QUICK_CASES,
-    WITHOUT_DROPOUT,
     Case,
     make_batches,
     make_tasks,
@@ -43,9 +43,8 @@ from mmei_jax.sharding import batch_sharding, make_mesh
 from mmei_jax.state import initial_state, initialize, state_shapes, variable_shapes
 from mmei_jax.train_step import TrainStep, jit_train_step, make_train_step, step_compiler_options
 from mmei_jax.training import MAX_UPDATES_IN_FLIGHT
-from mmei_jax.types import Batch, TrainState
+from mmei_jax.types import Batch, StepReport, TrainState
 
-NUM_COMPARED_UPDATES = 5
 # Updates of the run whose schedule both sides follow.
 NUM_SCHEDULED_UPDATES = 10_000
 
@@ -74,6 +73,10 @@ class OurRun:
         self.state, report = self.jitted(self.state, self.batches[index % NUM_BATCHES])
         return report.loss
 
+    def evidence(self) -> Evidence:
+        """Updates on the first batch, over and over."""
+        return our_evidence(self, lambda state: self.jitted(state, self.batches[0]))
+
     def dispatcher(self, num_updates: int) -> Callable[[], jax.Array]:
         """A function that makes ``num_updates`` updates in one call, and gives the loss of the last."""
         if num_updates == 1:
@@ -95,16 +98,24 @@ class OurRun:
         return dispatch
 
 
+def our_evidence(run: Any, step: Callable[[TrainState], tuple[TrainState, StepReport]]) -> Evidence:
+    """What the first updates of ``run.state`` give, which they leave behind; ``step`` makes one."""
+    losses, norms = [], []
+    for _ in range(NUM_UPDATES):
+        run.state, report = step(run.state)
+        losses.append(float(report.loss))
+        norms.append(float(report.gradient_norm))
+    return Evidence(np.array(losses), np.array(norms), agreement.our_moments(run.state.optimizer_state))
+
+
 def our_side(case: Case) -> rounds.Ready:
     """Our step, compiled and warm, in a process set up as ``train.py`` does."""
     keep_freed_memory()
-    config, compared_config = case.config(), case.config(**WITHOUT_DROPOUT)
+    config = case.config()
     batches = make_batches(case, make_tasks(case, config))
     rate = matmul_rate(config.model.compute_dtype)
-    run = OurRun(case, compared_config, batches)
-    evidence = np.array([float(run.update(index)) for index in range(NUM_COMPARED_UPDATES)])
-    if config != compared_config:
-        run = OurRun(case, config, batches)
+    evidence = OurRun(case, case.config(**agreement.CHANGES), batches).evidence()
+    run = OurRun(case, config, batches)
     num_operations = matmul_operations(run.step, run.state, run.batches[0])
     dispatch = run.dispatcher(case.updates_per_dispatch)
 
@@ -162,14 +173,8 @@ def _torch_side(case: Case, *, is_compiled: bool) -> rounds.Ready:
     torch.manual_seed(config.seed)
     mode = ("max-autotune" if case.platform == "gpu" else "default") if is_compiled else None
 
-    def start(config: Config) -> Callable[[int], Any]:
-        return torch_updates(case, config, tensors, device, mode)
-
-    compared_config = case.config(**WITHOUT_DROPOUT)
-    update = start(compared_config)
-    evidence = np.array([float(update(index)) for index in range(NUM_COMPARED_UPDATES)])
-    if config != compared_config:
-        update = start(config)
+    evidence = TorchRun(case, case.config(**agreement.CHANGES), tensors, device, mode).evidence()
+    update = TorchRun(case, config, tensors, device, mode).update
     turn = itertools.count()
 
     def measure() -> float:
@@ -198,36 +203,59 @@ def initial_parameters(case: Case) -> Any:
     return jax.device_get(jax.jit(lambda: initialize(model, config.seed))()["params"])
 
 
-def torch_updates(
-    case: Case, config: Config, batches: Sequence[Mapping[str, Any]], device: str, mode: str | None
-) -> Callable[[int], Any]:
-    """A function that makes one update of the peer, from the seed's weights, and gives its loss."""
-    import torch
+class TorchRun:
+    """The peer's step on these batches, from the seed's weights.
 
-    from benchmarks import torch_mmei
+    Args:
+        case: what is measured.
+        config: the configuration of the run.
+        batches: tensors on the device.
+        device: "cpu" or "cuda".
+        mode: of ``torch.compile``; None runs operation by operation.
+    """
 
-    tasks = make_tasks(case, config)
-    model = torch_mmei.TorchMmei(config, tasks)
-    torch_mmei.load_parameters(model, initial_parameters(case))
-    model = model.to(device).train()
-    optimizer = torch_mmei.make_optimizer(model, config, fused=True)
-    schedule = make_schedule(config.optimizer, num_steps=NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
-    rates = np.asarray([schedule(index) for index in range(NUM_COMPARED_UPDATES)])
-    is_half = config.model.compute_dtype == "bfloat16"
-    forward = model if mode is None else torch.compile(model, mode=mode, fullgraph=True)
+    def __init__(self, case: Case, config: Config, batches: Sequence[Mapping[str, Any]], device: str, mode: str | None):
+        import torch
 
-    def update(index: int) -> torch.Tensor:
-        for group in optimizer.param_groups:
-            group["lr"] = float(rates[min(index, len(rates) - 1)])
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=is_half):
-            loss = forward(batches[index % len(batches)])
+        from benchmarks import torch_mmei
+
+        model = torch_mmei.TorchMmei(config, make_tasks(case, config))
+        torch_mmei.load_parameters(model, initial_parameters(case))
+        self.model = model.to(device).train()
+        self.optimizer = torch_mmei.make_optimizer(self.model, config, fused=True)
+        schedule = make_schedule(config.optimizer, num_steps=NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
+        self._rates = np.asarray([schedule(index) for index in range(NUM_UPDATES)])
+        self._forward = self.model if mode is None else torch.compile(self.model, mode=mode, fullgraph=True)
+        self._config, self._batches, self._device = config, batches, device
+
+    def update(self, index: int) -> Any:
+        """One update; its loss."""
+        return self._update(index, self._batches[index % len(self._batches)])[0]
+
+    def evidence(self) -> Evidence:
+        """Updates on the first batch, over and over."""
+        made = [[float(each) for each in self._update(index, self._batches[0])] for index in range(NUM_UPDATES)]
+        squares: dict[str, float] = {}
+        for name, parameter in self.model.named_parameters():
+            moment = self.optimizer.state[parameter].get("exp_avg")
+            square = 0.0 if moment is None else float(moment.double().square().sum())
+            group = name.partition(".")[0]
+            squares[group] = squares.get(group, 0.0) + square
+        losses, norms = np.transpose(made)
+        return Evidence(losses, norms, {group: value**0.5 for group, value in squares.items()})
+
+    def _update(self, index: int, batch: Mapping[str, Any]) -> tuple[Any, Any]:
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(self._rates[min(index, len(self._rates) - 1)])
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._config.model.compute_dtype == "bfloat16"):
+            loss = self._forward(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-        optimizer.step()
-        return loss.detach()
-
-    return update
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.clip_norm)
+        self.optimizer.step()
+        return loss.detach(), norm
 
 
 SIDES = {
@@ -243,7 +271,7 @@ def measure_case(
     """One entry for each peer of the case.
 
     Raises:
-        rounds.SidesDiffer: the losses of the first updates differ.
+        rounds.SidesDiffer: the losses or gradients of the first updates differ.
     """
     # Both would take most of a GPU's memory beforehand; the peers' processes use JAX for the weights only.
     theirs = {"JAX_PLATFORMS": "cpu"}
@@ -253,7 +281,7 @@ def measure_case(
         chosen,
         case,
         num_rounds=num_rounds,
-        agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=case.tolerance),
+        agree=lambda ours, theirs: agreement.differ(ours, theirs, tolerance=case.tolerance),
         environment={name: ours if name == rounds.OURS else theirs for name in chosen},
         is_quick=is_quick,
     )

@@ -8,7 +8,7 @@ The model, the losses and the update are ``fusion_step``'s: d = 256, 4 layers, b
 placing are part of what is measured. The peers' batches, of the same records in the same order, lie ready in memory,
 padded as is usual, each modality to the longest of the batch; and, for a second figure, to the maxima. Each measurement
 goes on to other batches, of 32 in all, which then come again. No side compiles after its warm-up. Before anything is
-measured, five updates without dropout must give the same losses on all sides.
+measured, updates without dropout must give the same losses and gradients on all sides (``agreement``).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import fusion_cases, fusion_step, rounds
+from benchmarks import agreement, fusion_cases, fusion_step, rounds
 from benchmarks.utterance_lengths import draw_lengths
 from configs import default
 from mmei_jax import input_pipeline
@@ -77,8 +77,8 @@ class Case:
     num_batches: int
     num_rows: tuple[int, ...]
 
-    def config(self, *, is_packed: bool, has_dropout: bool) -> Config:
-        """The default configuration on these records."""
+    def config(self, *, is_packed: bool, is_measured: bool) -> Config:
+        """The default configuration on these records; that of the comparison where nothing is measured."""
         config = default.get_config()
         config.data.path = self.path
         config.model.num_layers = self.num_layers
@@ -86,8 +86,9 @@ class Case:
         if is_packed:
             config.data.packing.records_per_row, config.data.packing.num_rows = RECORDS_PER_ROW, self.num_rows
             config.data.packing.tokens_per_row.update(TOKENS_PER_ROW)
-        if not has_dropout:
-            config.model.dropout_rate = config.model.modality_dropout_rate = 0.0
+        for dotted, value in ({} if is_measured else agreement.CHANGES).items():
+            group, _, key = dotted.partition("__")
+            config[group][key] = value
         return parse(config.to_dict())
 
 
@@ -154,7 +155,7 @@ class OurRun:
         model = build_model(config, dataset)
         schedule = make_schedule(config.optimizer, num_steps=fusion_step.NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
         optimizer = make_optimizer(config.optimizer, variable_shapes(model)["params"], schedule)
-        self._state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
+        self.state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
         step = make_train_step(model, optimizer, config, None)
         self._step = jit_train_step(step, state_shapes(model, optimizer, mesh))
         self._batches = input_pipeline.train_iterator(dataset, config, batch_sharding(mesh))
@@ -162,8 +163,13 @@ class OurRun:
 
     def update(self) -> jax.Array:
         """One update on the next batch; its loss."""
-        self._state, report = self._step(self._state, self._next())
+        self.state, report = self._step(self.state, self._next())
         return report.loss
+
+    def evidence(self) -> agreement.Evidence:
+        """Updates on the first batch, over and over."""
+        batch = self._next()
+        return fusion_step.our_evidence(self, lambda state: self._step(state, batch))
 
     def compile(self) -> None:
         """Makes two updates with every shape."""
@@ -173,7 +179,7 @@ class OurRun:
             shape = batch.audio.features.shape
             if num_made[shape] < 2:
                 num_made[shape] += 1
-                self._state, report = self._step(self._state, batch)
+                self.state, report = self._step(self.state, batch)
                 report.loss.block_until_ready()
 
     def _next(self) -> Batch:
@@ -188,9 +194,8 @@ class OurRun:
 def our_side(case: Case) -> rounds.Ready:
     """Packed rows, in a process set up as ``train.py`` does."""
     keep_freed_memory()
-    compared = OurRun(case.config(is_packed=True, has_dropout=False), case.num_batches)
-    evidence = np.array([float(compared.update()) for _ in range(fusion_step.NUM_COMPARED_UPDATES)])
-    config = case.config(is_packed=True, has_dropout=True)
+    evidence = OurRun(case.config(is_packed=True, is_measured=False), case.num_batches).evidence()
+    config = case.config(is_packed=True, is_measured=True)
     run = OurRun(config, case.num_batches)
     run.compile()
     compilations = CompilationCounter()
@@ -268,16 +273,15 @@ def _torch_side(case: Case, *, is_longest: bool, mode: str | None) -> rounds.Rea
 
     # What train.py does for us serves the peer too.
     keep_freed_memory()
-    config = case.config(is_packed=False, has_dropout=True)
-    compared = case.config(is_packed=False, has_dropout=False)
+    config = case.config(is_packed=False, is_measured=True)
+    compared = case.config(is_packed=False, is_measured=False)
     batches = padded_batches(case, config, is_longest=is_longest)
     tensors = [torch_mmei.to_torch(batch, "cpu") for batch in batches]
     torch.manual_seed(config.seed)
     # The peer's model is that of fusion_step's cases, from the same parameters as ours.
     peer = fusion_cases.Case("ragged", {}, changes={"model__num_layers": case.num_layers})
-    update = fusion_step.torch_updates(peer, compared, tensors, "cpu", None)
-    evidence = np.array([float(update(index)) for index in range(fusion_step.NUM_COMPARED_UPDATES)])
-    update = fusion_step.torch_updates(peer, config, tensors, "cpu", mode)
+    evidence = fusion_step.TorchRun(peer, compared, tensors, "cpu", None).evidence()
+    update = fusion_step.TorchRun(peer, config, tensors, "cpu", mode).update
     for index in range(3):
         update(index)
     turn = itertools.count()
@@ -331,7 +335,7 @@ def main() -> None:
             {name: SIDES[name] for name in (rounds.OURS, *peers)},
             case,
             num_rounds=2 if arguments.quick else arguments.num_rounds,
-            agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=2e-5),
+            agree=lambda ours, theirs: agreement.differ(ours, theirs, tolerance=2e-5),
             environment={name: {"JAX_PLATFORMS": "cpu"} for name in (rounds.OURS, *peers)},
             is_quick=arguments.quick,
         )

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import fusion_step, rounds, torch_mmei
-from benchmarks.fusion_cases import EAGER, NUM_BATCHES, WITHOUT_DROPOUT, Case, make_batches, make_tasks
+from benchmarks import agreement, fusion_step, rounds, torch_mmei
+from benchmarks.fusion_cases import EAGER, NUM_BATCHES, Case, make_batches, make_tasks
 from benchmarks.matmul import matmul_operations
 from mmei_jax.types import TokenSequence
 
@@ -29,6 +29,8 @@ TINY = Case(
     },
 )
 NUM_UPDATES = 5
+# A model so small learns nothing in five updates at a large one's rate.
+COMPARED = {**agreement.CHANGES, "optimizer__learning_rate": 1e-3}
 
 
 def tiny_batches():
@@ -52,7 +54,7 @@ def with_padding(batches):
 @pytest.fixture(scope="module")
 def our_losses():
     """The losses of our first updates on given batches, by a step that is compiled once."""
-    run = fusion_step.OurRun(TINY, TINY.config(**WITHOUT_DROPOUT), tiny_batches())
+    run = fusion_step.OurRun(TINY, TINY.config(**COMPARED), tiny_batches())
     placement = jax.tree.map(lambda leaf: leaf.sharding, run.shapes)
     initial = jax.device_get(run.state)
 
@@ -67,9 +69,9 @@ def our_losses():
 
 def their_losses(batches, config=None):
     tensors = [torch_mmei.to_torch(batch, "cpu") for batch in batches]
-    config = config or TINY.config(**WITHOUT_DROPOUT)
-    update = fusion_step.torch_updates(TINY, config, tensors, "cpu", mode=None)
-    return np.array([float(update(index)) for index in range(NUM_UPDATES)])
+    config = config or TINY.config(**COMPARED)
+    run = fusion_step.TorchRun(TINY, config, tensors, "cpu", mode=None)
+    return np.array([float(run.update(index)) for index in range(NUM_UPDATES)])
 
 
 @pytest.mark.parametrize("change", [lambda batches: batches, with_padding], ids=["full", "padded"])
@@ -82,8 +84,48 @@ def test_torch_peer_has_our_losses_over_several_updates(our_losses, change):
 
 def test_peer_that_learns_at_another_rate_is_found_to_differ(our_losses):
     batches = tiny_batches()
-    changed = TINY.config(**WITHOUT_DROPOUT, optimizer__learning_rate=1.1e-3)
+    changed = TINY.config(**{**COMPARED, "optimizer__learning_rate": 1.1e-3})
     assert rounds.differ_by(our_losses(batches), their_losses(batches, changed), relative=TINY.tolerance)
+
+
+@pytest.fixture(scope="module")
+def our_evidence(our_losses):
+    our_losses(tiny_batches(), 0)
+    return our_losses.run.evidence()
+
+
+def their_run():
+    tensors = [torch_mmei.to_torch(batch, "cpu") for batch in tiny_batches()]
+    return fusion_step.TorchRun(TINY, TINY.config(**COMPARED), tensors, "cpu", mode=None)
+
+
+def test_evidence_of_both_sides_agrees_and_the_repeated_batchs_loss_falls(our_evidence):
+    assert agreement.differ(our_evidence, their_run().evidence(), tolerance=TINY.tolerance) == ""
+    assert (np.diff(our_evidence.losses) < -100 * TINY.tolerance * our_evidence.losses[0]).all()
+
+
+@pytest.mark.parametrize("tolerance", [TINY.tolerance, 2e-2], ids=["cpu", "gpu"])
+def test_peer_whose_gradients_are_scaled_is_refused(our_evidence, tolerance):
+    """AdamW takes the same steps, so that no loss tells."""
+    run = their_run()
+    for parameter in run.model.parameters():
+        parameter.register_hook(lambda gradient: 1.1 * gradient)
+    evidence = run.evidence()
+    np.testing.assert_allclose(evidence.losses, our_evidence.losses, rtol=1e-4)
+    assert "norm of the gradients, update 1" in agreement.differ(our_evidence, evidence, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("tolerance", [TINY.tolerance, 2e-2], ids=["cpu", "gpu"])
+def test_peer_that_does_not_update_is_refused(our_evidence, tolerance, monkeypatch):
+    run = their_run()
+    monkeypatch.setattr(run.optimizer, "step", lambda: None)
+    assert "losses of 5 updates on one batch" in agreement.differ(our_evidence, run.evidence(), tolerance=tolerance)
+
+
+def test_peer_that_lacks_one_groups_gradient_is_refused(our_evidence):
+    theirs = {**our_evidence.moments, "weighting": 0.9 * our_evidence.moments["weighting"]}
+    evidence = dataclasses.replace(our_evidence, moments=theirs)
+    assert "first moment of weighting" in agreement.differ(our_evidence, evidence, tolerance=2e-2)
 
 
 def test_torch_peer_drops_out(our_losses):
@@ -92,14 +134,18 @@ def test_torch_peer_drops_out(our_losses):
     assert not np.allclose(their_losses(batches, TINY.config()), our_losses(batches), rtol=1e-2)
 
 
+def evidence_of(*losses):
+    return agreement.Evidence(np.array(losses), np.ones(2), {"all": 1.0})
+
+
 def stub_side(case):
     """Stands in for ours."""
-    return rounds.Ready(measure=lambda: 1.0, evidence=np.array([2.0, 1.9]))
+    return rounds.Ready(measure=lambda: 1.0, evidence=evidence_of(2.0, 1.9))
 
 
 def perturbed_side(case):
     """Loses a little more."""
-    return rounds.Ready(measure=lambda: pytest.fail("measured"), evidence=np.array([2.0, 1.9002]))
+    return rounds.Ready(measure=lambda: pytest.fail("measured"), evidence=evidence_of(2.0, 1.9002))
 
 
 def test_ratio_is_refused_when_losses_differ():
