@@ -57,13 +57,10 @@ def differ(ours: Evidence, theirs: Evidence, *, tolerance: float) -> str:
     if ours.moments.keys() != theirs.moments.keys():
         return f"groups of parameters {sorted(theirs.moments)} against {sorted(ours.moments)}"
     allowed = min(GRADIENT_FACTOR * tolerance, LARGEST_GRADIENT_TOLERANCE)
-    norms = {
-        f"norm of the gradients, update {index + 1}": pair
-        for index, pair in enumerate(zip(ours.gradient_norms, theirs.gradient_norms, strict=True))
-    }
+    norms = {"norms of the gradients": (ours.gradient_norms, theirs.gradient_norms)}
     norms |= {f"first moment of {name}": (ours.moments[name], theirs.moments[name]) for name in ours.moments}
-    for title, (our_norm, their_norm) in norms.items():
-        found = rounds.differ_by(our_norm, their_norm, relative=allowed)
+    for title, pair in norms.items():
+        found = rounds.differ_by(*pair, relative=allowed)
         if found:
             return f"{title}: {found}"
     return ""
