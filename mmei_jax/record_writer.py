@@ -84,7 +84,7 @@ class DatasetWriter:
         self._records_per_shard = records_per_shard
         if self.path.exists():
             if not overwrite:
-                raise InputError(f"{self.path}: exists already; name a new folder, or ask for it to be overwritten")
+                raise InputError(f"{self.path}: exists already; name a new folder, or overwrite it (--overwrite)")
             if not self.path.is_dir() or (any(self.path.iterdir()) and not (self.path / MANIFEST_NAME).is_file()):
                 raise InputError(f"{self.path}: is not a data set (no {MANIFEST_NAME}); it is not overwritten")
         self._folder = self.path.parent / f".{self.path.name}.{os.getpid()}.partial"

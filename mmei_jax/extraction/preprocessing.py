@@ -5,7 +5,6 @@ tokenizer run in workers, normalisation with the encoder. Equal to transformers'
 Wav2Vec2FeatureExtractor on a clip alone.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from mmei_jax.encoders.pretrained_files import read_json
 from mmei_jax.types import InputError
 
 FILE_NAME = "preprocessor_config.json"
@@ -33,13 +33,7 @@ def read_file(folder: Path) -> dict[str, Any]:
     path = folder / FILE_NAME
     if not path.is_file():
         raise InputError(f"{folder}: has no {FILE_NAME}: put the checkpoint's own there, or convert it again with it")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return values
+    return read_json(path)
 
 
 def _check_type(values: Mapping[str, Any], key: str, accepted: tuple[str, ...]) -> None:
