@@ -1,6 +1,7 @@
 """How every command of the project starts and fails: one clear line and a non-zero exit code, no traceback."""
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -21,15 +22,23 @@ def mark_flags_parsed() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def run(main: Callable[[], int]) -> None:
+def run(
+    main: Callable[[], int], *, define: Callable[[], None] = lambda: None, keys_file: str = "configs/default.py"
+) -> None:
     """Parses absl flags, calls ``main`` and exits with the code that it returns.
 
     :class:`~mmei_jax.types.InputError` and ``OSError`` (missing file, full disk, unwritable folder) become one line on
     standard error and exit code 2.
+
+    Args:
+        main: does the work.
+        define: defines flags; a configuration with a default file has to be defined here, because config_flags reads
+            the command line then.
+        keys_file: explains every key of the command's configuration, if it has one.
     """
     # Orbax tells every file that it touches at the level below.
     logging.set_verbosity(logging.WARNING)
-    app.run(lambda _: sys.exit(report_errors(main)), flags_parser=_parse_flags)
+    app.run(lambda _: sys.exit(report_errors(main)), flags_parser=functools.partial(_parse_flags, define, keys_file))
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -54,9 +63,10 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(define: Callable[[], None], keys_file: str, argv: list[str]) -> list[str]:
     """Flags as absl parses them; what absl and config_flags raise is told in one line."""
     try:
+        define()
         return list(flags.FLAGS(argv))
     except SystemExit:
         # absl's flags of help print it and end with 1, as if something were wrong.
@@ -71,6 +81,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         message = f"{guilty}: unknown configuration key"
     except (TypeError, ValueError, OSError) as error:
         message = _one_line(error)
-    keys = ", configs/default.py every key" if "config" in flags.FLAGS else ""
+    has_keys = "config" in flags.FLAGS or any(item.startswith("--config") for item in argv)
+    keys = f", {keys_file} every key" if has_keys else ""
     print(f"error: {message}; --help lists the flags{keys}", file=sys.stderr, flush=True)
     sys.exit(EXIT_INPUT_ERROR)

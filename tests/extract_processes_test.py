@@ -86,6 +86,16 @@ def test_eight_devices_give_the_text_features_of_one(encoders, clips, tmp_path):
     assert_features_are_close(tmp_path / "data", tmp_path / "alone", ("text",))
 
 
+def test_key_that_the_default_configuration_lacks_is_told_in_one_line(tmp_path):
+    flags = ["--input=clips.csv", f"--output={tmp_path / 'data'}", "--config.vision.chekpoint=x"]
+    code, output = processes.run(*MODULE, *flags, env=processes.environment())
+    assert code == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "--config.vision.chekpoint=x: unknown configuration key" in line
+    assert line.endswith("configs/extraction.py every key")
+    assert "Traceback" not in output
+
+
 def test_folder_that_another_process_begins_in_this_moment_is_taken(tmp_path):
     (tmp_path / f".{EXTRACTION_NAME}.another.partial").write_text('{"half')
     ExtractionFolder(tmp_path, {"a": 1})
@@ -102,16 +112,16 @@ def test_data_set_that_another_process_completes_meanwhile_is_no_error(
 ):
     """The other one takes the notes of progress away between this process's last shard and its last look."""
     output = tmp_path / "data"
-    reasons = ExtractionFolder.reasons
+    quarantined = ExtractionFolder.quarantined
     calls = []
 
     def complete_first(folder, units):
         calls.append(units)
         if len(calls) == 2:
             tiny_extraction.run(encoders, clips, output, depth="raw")
-        return reasons(folder, units)
+        return quarantined(folder, units)
 
-    monkeypatch.setattr(ExtractionFolder, "reasons", complete_first)
+    monkeypatch.setattr(ExtractionFolder, "quarantined", complete_first)
     counts = tiny_extraction.run(encoders, clips, output, depth="raw")
     assert counts["clips"] == 11
     assert files(output) == files(alone_raw)

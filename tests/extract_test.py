@@ -239,6 +239,8 @@ def test_too_many_bad_clips_fail_without_a_data_set_and_nothing_is_lost(encoders
         run(encoders, odd_clips, output, root=odd_clips.parent, max_bad_fraction=0.1)
     with pytest.raises(InputError, match="not a data set"):
         Dataset.open(output)
+    # Which they are is known before the run goes on.
+    assert "missing" in {json.loads(line)["id"] for line in (output / "quarantine.jsonl").read_text().splitlines()}
     assert run(encoders, odd_clips, output, root=odd_clips.parent, max_bad_fraction=1.0)["clips"] == 15
 
 
@@ -326,3 +328,27 @@ def _splits(output):
 def test_list_that_does_not_say_what_it_must_is_refused_by_clip(tmp_path, rows, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         read_clips(write_list(tmp_path / "clips.csv", rows), SPECS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "a/b"}, r"clips\.csv: split 'a/b': expected letters, digits"),
+        ({"split": "../up"}, r"clips\.csv: split '\.\./up': expected letters, digits"),
+        ({"turn": 2**31}, "clip 'a': turn = 2147483648: expected 0 or more"),
+        ({"turn": -1}, "clip 'a': turn = -1: expected 0 or more"),
+    ],
+)
+def test_list_of_what_no_shard_can_hold_is_refused_before_anything_is_decoded(tmp_path, changes, message):
+    rows = [{"id": "a", "path": "a.mp4", "emotion": "", **changes}]
+    with pytest.raises(InputError, match=message):
+        read_clips(write_list(tmp_path / "clips.csv", rows), SPECS)
+
+
+def test_path_that_the_system_refuses_is_that_clips_fault_alone(encoders, clips, tmp_path):
+    rows = [{"id": "long", "path": "a" * 5000, "text": "a"}, {"id": "good", "path": "0.mp4", "text": "a"}]
+    given = write_list(clips.parent / "refused.csv", [{"emotion": "", **row} for row in rows])
+    counts = run(encoders, given, tmp_path / "data", depth="raw", max_bad_fraction=0.5)
+    assert counts["quarantined"] == {"unreadable": 1}
+    (line,) = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
+    assert (json.loads(line)["stage"], json.loads(line)["id"]) == ("open", "long")

@@ -78,11 +78,12 @@ def test_given_boxes_are_those_of_the_nearest_time(tmp_path):
         ("time_seconds,left,top,width,height\n0,0,0,0,1\n", "expected a box of positive size"),
         ("time_seconds,left,top,width,height\nnan,0,0,1,1\n", "expected a box of positive size"),
         ("time_seconds,left,top,width,height\n1,2\n", "line 2: expected five numbers"),
+        ("time_seconds,left\udcff\n", "not a readable UTF-8 list of face boxes"),
     ],
 )
 def test_file_that_holds_no_boxes_is_refused_by_line(tmp_path, content, message):
     path = tmp_path / "boxes.csv"
-    path.write_text(content)
+    path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=message):
         GivenBoxes(path)
 

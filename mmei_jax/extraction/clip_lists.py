@@ -22,7 +22,7 @@ from jaxtyping import Shaped
 from mmei_jax.extraction import label_columns
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.media import MediaError
-from mmei_jax.record_schema import canonical_json
+from mmei_jax.record_schema import canonical_json, check_name
 from mmei_jax.records import LabelSpec, MaskedColumn
 from mmei_jax.types import InputError
 
@@ -154,7 +154,13 @@ def read_clips(path: Path, labels: dict[str, LabelSpec]) -> tuple[list[Clip], li
 
 
 def check_clips(clips: Sequence[Clip], source: Path) -> None:
-    """Raises InputError for a clip with nothing to read, a span that ends before it starts, and an id used twice."""
+    """Raises InputError for what no data set can hold, naming the clip.
+
+    That is a clip with nothing to read, a span that ends before it starts, a turn beyond 32 bits, an id used twice, and
+    a split that cannot be part of a file's name.
+    """
+    for split in dict.fromkeys(clip.split for clip in clips):
+        check_name(split, f"{source}: split")
     seen: set[tuple[str, str]] = set()
     for clip in clips:
         if clip.path is None and clip.audio_path is None and clip.text is None:
@@ -162,6 +168,8 @@ def check_clips(clips: Sequence[Clip], source: Path) -> None:
         start, end = clip.start_seconds or 0.0, clip.end_seconds
         if start < 0 or not math.isfinite(start) or (end is not None and not start < end < math.inf):
             raise InputError(f"{source}: clip {clip.id!r}: from {start} to {end} s: expected 0 <= start < end")
+        if clip.turn is not None and not 0 <= clip.turn < 2**31:
+            raise InputError(f"{source}: clip {clip.id!r}: turn = {clip.turn}: expected 0 or more, below 2**31")
         key = (clip.split, clip.id)
         if key in seen:
             raise InputError(f"{source}: clip {clip.id!r}: occurs twice in split {clip.split!r}; ids must be unique")

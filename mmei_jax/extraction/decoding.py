@@ -122,6 +122,9 @@ def decode_clip(clip: Clip, settings: DecodeSettings) -> DecodedClip:
             return DecodedClip(failure=MediaError("list", "empty", "every modality is missing"))
     except MediaError as error:
         return DecodedClip(failure=error)
+    except OSError as error:
+        # A name that is too long, a folder that may not be read, a disk that fails.
+        return DecodedClip(failure=MediaError("open", "unreadable", " ".join(str(error).split())))
     return DecodedClip(frames, samples, text)
 
 

@@ -23,7 +23,7 @@ from mmei_jax.extraction.encoding import EncodedShard
 from mmei_jax.extraction.extraction_config import ExtractionConfig
 from mmei_jax.extraction.media import REASONS
 from mmei_jax.extraction.shard_extraction import Depth, Extraction, ShardExtractor
-from mmei_jax.extraction.shard_units import Unit, check_bad_fraction, make_units
+from mmei_jax.extraction.shard_units import Unit, make_units
 from mmei_jax.records import LabelSpec
 from mmei_jax.sharding import ProcessShare, process_share
 from mmei_jax.types import InputError
@@ -93,7 +93,7 @@ def extract_share(
     )
     decoded = decode_clips(todo_clips, extractor.settings, *workers)
     max_bad = extraction.max_bad_fraction
-    num_bad = sum(folder.reasons(units).values())
+    num_bad = len(folder.quarantined(units))
 
     def write(unit: Unit, shard: EncodedShard) -> None:
         report(extractor.write(unit, shard))
@@ -111,7 +111,7 @@ def extract_share(
                 break
         if written is not None:
             written.result()
-    check_bad_fraction(extraction.output, folder.reasons(units), len(clips), max_bad)
+    folder.check_bad_fraction(units, max_bad)
     return folder.complete(units, extractor.spec, max_bad)
 
 
@@ -137,19 +137,28 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
     from mmei_jax import command, compilation_cache
     from mmei_jax.extraction.extraction_config import parse
 
-    values = config_flags.DEFINE_config_file(
-        "config", "configs/extraction.py", "What is extracted, and how; --config.group.key=value changes a key."
-    )
-    flags.DEFINE_string("input", None, "List of clips: .csv, .tsv or .parquet.")
-    flags.DEFINE_string("builder", None, "Builder of clips, such as data/meld, in place of a list.")
-    flags.DEFINE_multi_string("option", [], "Option of the builder, NAME=VALUE, such as folder=MELD.")
-    flags.DEFINE_string("data_dir", "runs/tfds", "Folder for what the builder builds.")
-    flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
-    flags.DEFINE_enum("depth", "features", get_args(Depth), "Features, or raw: uint8 frames, int16 samples, token ids.")
-    flags.DEFINE_string("root", None, "Folder that no path of a clip may lead out of.")
-    flags.DEFINE_integer("workers", None, "Threads that decode (default: one per processor, or processes if faster).")
-    flags.DEFINE_float("max_bad_fraction", 0.01, "Most clips in quarantine, as a share of all.")
-    extractor = (begin or _in_processes)()
+    values: Any = None
+    extractor: Extractor
+
+    def define() -> None:
+        nonlocal values, extractor
+        values = config_flags.DEFINE_config_file(
+            "config", "configs/extraction.py", "What is extracted, and how; --config.group.key=value changes a key."
+        )
+        flags.DEFINE_string("input", None, "List of clips: .csv, .tsv or .parquet.")
+        flags.DEFINE_string("builder", None, "Builder of clips, such as data/meld, in place of a list.")
+        flags.DEFINE_multi_string("option", [], "Option of the builder, NAME=VALUE, such as folder=MELD.")
+        flags.DEFINE_string("data_dir", "runs/tfds", "Folder for what the builder builds.")
+        flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
+        flags.DEFINE_enum(
+            "depth", "features", get_args(Depth), "Features, or raw: uint8 frames, int16 samples, token ids."
+        )
+        flags.DEFINE_string("root", None, "Folder that no path of a clip may lead out of.")
+        flags.DEFINE_integer(
+            "workers", None, "Threads that decode (default: one per processor, or processes if faster)."
+        )
+        flags.DEFINE_float("max_bad_fraction", 0.01, "Most clips in quarantine, as a share of all.")
+        extractor = (begin or _in_processes)()
 
     def run() -> int:
         given = flags.FLAGS
@@ -174,7 +183,7 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
             print(_describe(counts, Path(given.output)))
         return 0
 
-    command.run(run)
+    command.run(run, define=define, keys_file="configs/extraction.py")
 
 
 def _in_processes() -> Extractor:

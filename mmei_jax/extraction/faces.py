@@ -69,24 +69,22 @@ class GivenBoxes:
 
         Raises:
             MediaError: it is missing.
-            InputError: a column is missing, or a value is not a number; names the line.
+            InputError: it is no CSV file, a column is missing, or a value is not a number; names the line.
         """
         if not path.is_file():
             raise MediaError("face", "missing", str(path))
         self._boxes: dict[float, list[Box]] = {}
-        with path.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = [name for name in BOX_COLUMNS if name not in (reader.fieldnames or ())]
-            if missing:
-                raise InputError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(BOX_COLUMNS)}")
-            for row in reader:
-                try:
-                    time, *box = (float(row[name]) for name in BOX_COLUMNS)
-                except (TypeError, ValueError) as error:
-                    raise InputError(f"{path}, line {reader.line_num}: expected five numbers: {error}") from error
-                if not np.isfinite([time, *box]).all() or min(box[2:]) <= 0:
-                    raise InputError(f"{path}, line {reader.line_num}: {box}: expected a box of positive size")
-                self._boxes.setdefault(time, []).append(Box(*box))
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream)
+                missing = [name for name in BOX_COLUMNS if name not in (reader.fieldnames or ())]
+                if missing:
+                    raise InputError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(BOX_COLUMNS)}")
+                for row in reader:
+                    time, box = _read_box(row, f"{path}, line {reader.line_num}")
+                    self._boxes.setdefault(time, []).append(box)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path}: not a readable UTF-8 list of face boxes: {error}") from error
         self._times = np.array(sorted(self._boxes))
         steps = np.diff(self._times)
         self._reach = float(np.median(steps)) / 2 if len(steps) else np.inf
@@ -98,6 +96,17 @@ class GivenBoxes:
         nearest = float(self._times[np.abs(self._times - time_seconds).argmin()])
         # A thousandth of a second: times in files are rounded.
         return self._boxes[nearest] if abs(nearest - time_seconds) <= self._reach + 1e-3 else ()
+
+
+def _read_box(row: dict[str, str], place: str) -> tuple[float, Box]:
+    """Time and box of a row; an InputError names its place."""
+    try:
+        time, *box = (float(row[name]) for name in BOX_COLUMNS)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{place}: expected five numbers: {error}") from error
+    if not np.isfinite([time, *box]).all() or min(box[2:]) <= 0:
+        raise InputError(f"{place}: {box}: expected a box of positive size")
+    return time, Box(*box)
 
 
 class OpencvDetector:
@@ -183,5 +192,5 @@ def make_finder(method: Method, boxes: Path | None) -> FaceFinder | None:
     if method == "opencv":
         return OpencvDetector()
     if boxes is None:
-        raise MediaError("face", "missing", "the clip's 'boxes' is empty")
+        raise MediaError("face", "missing", "the clip's boxes_path is empty")
     return GivenBoxes(boxes)

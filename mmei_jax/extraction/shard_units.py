@@ -158,14 +158,32 @@ class ExtractionFolder:
         }
         _write_whole(self._note(unit), json.dumps(note, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
-    def reasons(self, units: Sequence[Unit]) -> dict[str, int]:
-        """Clips of finished units that are not used, by reason."""
-        counts: Counter[str] = Counter()
+    def quarantined(self, units: Sequence[Unit]) -> list[dict[str, Any]]:
+        """Lines of the clips of finished units that are not used."""
+        lines: list[dict[str, Any]] = []
         for unit in units:
             # Not finished, or completed by another process in this moment.
             with contextlib.suppress(FileNotFoundError):
-                counts.update(line["reason"] for line in _read(self._note(unit))["quarantined"])
-        return dict(counts)
+                lines += _read(self._note(unit))["quarantined"]
+        return lines
+
+    def check_bad_fraction(self, units: Sequence[Unit], max_bad_fraction: float) -> None:
+        """Gives up when too many clips of finished units are not used.
+
+        Raises:
+            InputError: they are more than ``max_bad_fraction`` of all clips. What is known of them is in
+                ``quarantine.jsonl`` then.
+        """
+        lines = self.quarantined(units)
+        if len(lines) > max_bad_fraction * _num_clips(units):
+            self._write_quarantine(lines)
+            reasons = Counter(line["reason"] for line in lines)
+            told = "; ".join(f"{reason} {count} ({REASONS[reason]})" for reason, count in sorted(reasons.items()))
+            raise InputError(
+                f"{self.path}: {len(lines)} of {_num_clips(units)} clips are quarantined, more than --max_bad_fraction="
+                f"{max_bad_fraction:g}: {told}. {QUARANTINE_NAME} names them. What is finished stays; the same command "
+                "with a larger fraction goes on"
+            )
 
     def complete(self, units: Sequence[Unit], spec: DatasetSpec, max_bad_fraction: float) -> dict[str, Any] | None:
         """Turns the folder into a data set, if every unit of every process is finished.
@@ -183,12 +201,10 @@ class ExtractionFolder:
             # Another process was the last, or is not finished.
             self.is_finished = (self.path / MANIFEST_NAME).is_file()
             return self.summary() if self.is_finished else None
+        self.check_bad_fraction(units, max_bad_fraction)
         quarantined = [line for note in notes for line in note["quarantined"]]
-        lines = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in quarantined)
-        _write_whole(self.path / QUARANTINE_NAME, lines)
-        num_clips = sum(len(unit.clips) for unit in units)
+        self._write_quarantine(quarantined)
         reasons = Counter(line["reason"] for line in quarantined)
-        check_bad_fraction(self.path, reasons, num_clips, max_bad_fraction)
         splits: dict[str, dict[str, Any]] = {}
         counts: Counter[str] = Counter()
         for unit, note in zip(units, notes, strict=True):
@@ -210,7 +226,11 @@ class ExtractionFolder:
         empty = sorted(name for name, split in splits.items() if not split["shards"])
         if empty:
             raise InputError(f"{self.path}: every clip of split {empty[0]!r} is quarantined ({QUARANTINE_NAME})")
-        totals = {"clips": num_clips, "quarantined": dict(sorted(reasons.items())), **dict(sorted(counts.items()))}
+        totals = {
+            "clips": _num_clips(units),
+            "quarantined": dict(sorted(reasons.items())),
+            **dict(sorted(counts.items())),
+        }
         # Of workers that were killed.
         for left in [*self.path.glob(".*.arrow.*.partial"), *self.path.glob(f".{EXTRACTION_NAME}.*.partial")]:
             left.unlink(missing_ok=True)
@@ -222,6 +242,10 @@ class ExtractionFolder:
     def summary(self) -> dict[str, Any]:
         """Counts of a finished extraction."""
         return read_summary(self.path) or {}
+
+    def _write_quarantine(self, quarantined: Sequence[dict[str, Any]]) -> None:
+        lines = (json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in quarantined)
+        _write_whole(self.path / QUARANTINE_NAME, "".join(lines))
 
     def _note(self, unit: Unit) -> Path:
         return self._notes / f"{unit.name}.json"
@@ -236,15 +260,8 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return counts
 
 
-def check_bad_fraction(path: Path, reasons: dict[str, int], num_clips: int, max_bad_fraction: float) -> None:
-    """Raises InputError when more than ``max_bad_fraction`` of all clips are quarantined; it tells the reasons."""
-    num_bad = sum(reasons.values())
-    if num_bad > max_bad_fraction * num_clips:
-        told = "; ".join(f"{reason} {count} ({REASONS[reason]})" for reason, count in sorted(reasons.items()))
-        raise InputError(
-            f"{path}: {num_bad} of {num_clips} clips are quarantined, more than --max_bad_fraction="
-            f"{max_bad_fraction:g}: {told}. What is finished stays; the same command with a larger fraction goes on"
-        )
+def _num_clips(units: Sequence[Unit]) -> int:
+    return sum(len(unit.clips) for unit in units)
 
 
 def _is_free(path: Path) -> bool:
