@@ -90,11 +90,11 @@ test-slow: $(VENV)/.installed-test ## The slow tier of the tests.
 	if [ $$code -eq 5 ]; then echo "no test is marked slow"; else exit $$code; fi
 
 # No torch: extraction must run without.
-$(VENV_BEAM)/.installed: pyproject.toml $(wildcard constraints/beam-python*.txt) | $(venv_python)
+$(VENV_BEAM)/.installed: pyproject.toml $(wildcard constraints/beam_python*.txt) | $(venv_python)
 	$(venv_python) -m venv --clear $(VENV_BEAM)
 	@echo "installing mmei_jax[beam] into $(VENV_BEAM)"
 	@$(VENV_BEAM)/bin/python -m pip install --quiet --disable-pip-version-check \
-		$(addprefix --constraint ,$(wildcard constraints/beam-python$(version).txt)) \
+		$(addprefix --constraint ,$(wildcard constraints/beam_python$(version).txt)) \
 		--editable '.[beam]' beartype pytest pytest-timeout
 	@touch $@
 

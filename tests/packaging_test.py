@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONSTRAINTS = sorted((ROOT / "constraints").glob("python*.txt"))
 # Apache Beam and the test extra exclude each other, so what is installed with it is pinned apart.
-BEAM_CONSTRAINTS = sorted((ROOT / "constraints").glob("beam-python*.txt"))
+BEAM_CONSTRAINTS = sorted((ROOT / "constraints").glob("beam_python*.txt"))
 
 
 def _pins(path: Path) -> dict[str, str]:

@@ -11,18 +11,23 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from configs import default
+from configs import default, extraction
 from mmei_jax.config import parse
+from mmei_jax.extraction import faces
+from mmei_jax.extraction.clip_lists import COLUMNS
+from mmei_jax.extraction.media import REASONS
 from mmei_jax.simulation import aigc_int_dataset
-from tests import architecture_test, markdown
+from tests import architecture_test, markdown, random_encoders
 
 ROOT = markdown.ROOT
 QUICKSTART = "runs/data/aigc_int_quickstart"
 OWN_FEATURES = "docs/bring_your_own_features.md"
 SHARDS = "docs/read_our_shards.md"
+EXTRACTION = "docs/extraction.md"
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
@@ -30,6 +35,8 @@ DOCUMENTS = [
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
 ]
 MODULE = "python -m mmei_jax."
+# Its flags can be defined once in a process.
+EXTRACT = "python -m mmei_jax.extraction.extract "
 TRAINING = ("python train.py", "python eval.py")
 
 
@@ -92,7 +99,7 @@ def _run_document(document: str, *, trains: bool) -> dict[str, object]:
             if language == "python":
                 exec(compile(content, document, "exec"), names)
             for command in _commands(content) if language == "bash" else []:
-                if command.startswith(MODULE) and "||" not in command:
+                if command.startswith(MODULE) and not command.startswith(EXTRACT) and "||" not in command:
                     _run_module(command)
                 elif trains or not command.startswith(TRAINING):
                     _run_in_shell(command)
@@ -144,6 +151,45 @@ def test_own_features_are_trained_on_as_shown(project):
     for name in ("config.json", "parameters.txt", "metrics.jsonl", "tensorboard", "checkpoints", "eval/test.json"):
         assert (project / "runs/mine" / name).exists(), name
     assert (project / "runs/sentiment/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_clips_are_extracted_trained_on_and_read_as_shown(project):
+    converted = random_encoders.make(project / "encoders").converted
+    (project / "runs/encoders").mkdir(parents=True)
+    for modality, name in (("vision", "vit"), ("audio", "wav2vec2"), ("text", "bert")):
+        converted[modality].rename(project / "runs/encoders" / name)
+    _run_document(EXTRACTION, trains=True)
+    for name in ("mine/manifest.json", "mine/extraction.json", "mine/quarantine.jsonl", "raw/manifest.json"):
+        assert (project / "runs/data" / name).exists(), name
+
+
+def _first_cells(document: str, column: str) -> dict[str, str]:
+    """The second cells of a table by the first ones, which stand between backticks."""
+    return {cells[0].strip("`"): cells[1] for cells in markdown.tables(markdown.read(document))[column][1:]}
+
+
+def test_page_of_extraction_explains_every_column_reason_and_way_to_faces():
+    assert tuple(_first_cells(EXTRACTION, "column")) == COLUMNS
+    assert _first_cells(EXTRACTION, "reason") == REASONS
+    assert tuple(_first_cells(EXTRACTION, "`vision.faces`")) == get_args(faces.Method)
+
+
+def test_page_of_extraction_names_flags_and_keys_that_exist():
+    text = markdown.read(EXTRACTION)
+    program = "from mmei_jax.extraction import extract_beam; extract_beam.main()"
+    done = subprocess.run([sys.executable, "-c", program, "--help"], cwd=ROOT, capture_output=True, text=True)
+    known = set(re.findall(r"^  --(\w+):", done.stdout, flags=re.MULTILINE)) | {"process_index", "num_processes"}
+    commands = re.findall(r"(?:extract(?:_beam)?|\.\.\.) (--(?:[^\n]|\\\n)*)", text)
+    named = {name for command in commands for name in re.findall(r"--(\w+)=", command)}
+    named |= set(re.findall(r"`--(\w+)=", text)) - {"media"}
+    assert {"config", "input", "output", "depth", "beam", "process_index"} <= named <= known
+    config = extraction.get_config()
+    keys = re.findall(r"`(?:config\.)?((?:vision|audio|text)\.\w+)`|config\.([a-z_.]+) =|`config\.(\w+)`", text)
+    assert len(keys) > 10
+    for key in filter(None, (name for match in keys for name in match)):
+        group, _, name = key.rpartition(".")
+        assert name in (config[group] if group else config), key
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
