@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from mmei_jax.extraction import media
 from mmei_jax.extraction.media import REASONS, MediaError, Span, decode_audio, decode_frames, sample_times
 from tests import made_media
 
@@ -123,6 +124,19 @@ def test_sound_that_starts_late_or_has_a_gap_keeps_its_place(folder):
     found = decode_audio(path, Span(), RATE)
     loud = np.abs(found).reshape(-1, RATE // 20).max(axis=1) > 0.1
     assert loud.tolist() == [True] * 10 + [False] * 10 + [True] * 10
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 24])
+def test_sound_is_that_of_a_file_decoded_from_its_first_packet(folder, monkeypatch, kept_bytes):
+    """AAC has a packet before time 0, without which noise that it draws comes out otherwise for half a second."""
+    noise = np.random.default_rng(0).normal(size=(1, 2 * RATE)).astype(np.float32) / 8
+    path = made_media.write_video(folder / f"noise_{kept_bytes}.mp4", samples=noise, rate=RATE)
+    with av.open(str(path)) as container:
+        expected = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    monkeypatch.setattr(media, "_KEPT_BYTES", kept_bytes)
+    found = decode_audio(path, Span(), RATE)
+    np.testing.assert_array_equal(found, expected[: len(found)])
+    assert numbers(path) == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
 
 
 def test_silence_and_one_frame_are_media_too(folder):

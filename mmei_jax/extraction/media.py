@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import soundfile
 import soxr
+from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container.input import InputContainer
@@ -48,6 +50,12 @@ _ROUNDING_SECONDS = 0.05
 # Time stamps that lie further from the end of the sound so far are a gap or an overlap, not rounding.
 _GAP_SECONDS = 0.05
 _BLOCK_SAMPLES = 1 << 18
+# Parts that start later are sought, not decoded from the start of the file.
+_SOUGHT_SECONDS = 1.0
+# Decoders are given so much before the part: the first sound after a seek lacks what overlaps it.
+_RUN_UP_SECONDS = 0.1
+# Packets that were read to find a stream's end are kept to be decoded, up to so many bytes; more are read again.
+_KEPT_BYTES = 1 << 24
 
 
 class MediaError(InputError):
@@ -140,11 +148,10 @@ def decode_frames(
         _check_codec("video", path, stream)
         # Files are decoded side by side; threads within a file would only add waiting.
         stream.codec_context.thread_count = 1
-        origin = _origin(container)
         interval = 1.0 / float(stream.average_rate or 25)
-        seconds = _seconds("video", path, span, container, stream, interval)
-        times = sample_times(seconds, frames_per_second, max_frames)
-        frames = _timed_frames(container, stream, origin + span.start_seconds, interval)
+        part = _find_part("video", path, span, container, stream, interval)
+        times = sample_times(part.seconds, frames_per_second, max_frames)
+        frames = _timed_frames(part.decode(container, stream), part.start, interval)
         yield from _shown_at(path, frames, times, interval)
 
 
@@ -195,46 +202,87 @@ def _origin(container: InputContainer) -> float:
     return (container.start_time or 0) / av.time_base
 
 
-def _seconds(
+@dataclass(frozen=True)
+class _Part:
+    """What is to be decoded of a stream.
+
+    Attributes:
+        start: its first second, by the container's clock.
+        seconds: its length.
+        packets: of the whole stream, the empty one at its end included; None: to be read.
+    """
+
+    start: float
+    seconds: float
+    packets: list[Any] | None
+
+    def decode(self, container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[Any]:
+        """Frames in order, from a little before the part or from the start of the stream."""
+        if self.packets is not None:
+            return (frame for packet in self.packets for frame in packet.decode())
+        if self.start > _SOUGHT_SECONDS:
+            container.seek(int((self.start - _RUN_UP_SECONDS) * av.time_base))
+        return container.decode(stream)
+
+
+def _find_part(
     stage: str, path: Path, span: Span, container: InputContainer, stream: VideoStream | AudioStream, interval: float
-) -> float:
-    """Length of the part; where it goes to the end of the stream, the packets say where that is.
+) -> _Part:
+    """The part of the stream; where it goes to the stream's end, the packets say where that is.
 
     What the container announces can be wrong in good files of variable rate; in damaged ones it is more than there is.
     """
-    if span.end_seconds is not None:
-        return span.seconds(stage, path, np.inf)
     origin = _origin(container)
+    start = origin + span.start_seconds
+    if span.end_seconds is not None:
+        return _Part(start, span.seconds(stage, path, np.inf), None)
     announced = None
     if stream.duration is not None and stream.time_base is not None:
         announced = float(((stream.start_time or 0) + stream.duration) * stream.time_base) - origin
     # A cheap way to refuse hours.
     span.seconds(stage, path, max(announced or 0.0, span.start_seconds + interval))
-    ends = [
-        float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
-        for packet in container.demux(stream)
-        if packet.pts is not None and packet.time_base is not None
-    ]
-    container.seek(container.start_time or 0)
-    found = max(ends, default=0.0)
-    if not ends:
+    first, last, kept = _read_packets(container, stream, can_keep=start <= _SOUGHT_SECONDS)
+    if first is None or last is None or stream.time_base is None:
         raise MediaError(stage, "empty", f"{path}: no packet")
+    if kept is None:
+        # Not to time 0: sound begins with a packet before it, without which what follows decodes to something else.
+        container.seek(first, stream=stream)
+    found = max(float(last * stream.time_base) - origin, 0.0)
     if announced is not None and announced > found + 1.5 * interval + _ROUNDING_SECONDS:
         raise MediaError(stage, "ends_early", f"{path}: ends at {found:.2f} s, announced are {announced:.2f} s")
     if announced is not None and found - _TOLERANCE_SECONDS <= announced <= found:
         # Exact where a codec's last packet is filled up.
         found = announced
-    return span.seconds(stage, path, max(found, interval))
+    return _Part(start, span.seconds(stage, path, max(found, interval)), kept)
 
 
-def _timed_frames(
-    container: InputContainer, stream: VideoStream, start: float, interval: float
-) -> Iterator[tuple[float, VideoFrame]]:
+def _read_packets(
+    container: InputContainer, stream: VideoStream | AudioStream, *, can_keep: bool
+) -> tuple[int | None, int | None, list[Any] | None]:
+    """Where the stream's first packet starts and its last one ends, in its clock's ticks, and the packets, if kept."""
+    first: int | None = None
+    last: int | None = None
+    kept: list[Any] = []
+    num_bytes = 0
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            end = packet.pts + (packet.duration or 0)
+            last = end if last is None else max(last, end)
+        if first is None:
+            first = packet.pts if packet.dts is None else packet.dts
+        num_bytes += packet.size
+        can_keep = can_keep and num_bytes <= _KEPT_BYTES
+        if can_keep:
+            kept.append(packet)
+        else:
+            kept.clear()
+    return first, last, kept if can_keep else None
+
+
+def _timed_frames(decoded: Iterator[VideoFrame], start: float, interval: float) -> Iterator[tuple[float, VideoFrame]]:
     """Frames in order with their times in seconds after ``start``, which never fall."""
-    if start > 1.0:
-        container.seek(int(start * av.time_base))
     time = -np.inf
-    for frame in container.decode(stream):
+    for frame in decoded:
         own = time + interval if frame.time is None else frame.time - start
         time = max(time, own if np.isfinite(own) else 0.0)
         yield time, frame
@@ -303,23 +351,25 @@ def _read_sound_of_container(path: Path, span: Span) -> tuple[np.ndarray, int]:
             raise MediaError("audio", "no_audio", str(path))
         stream = container.streams.audio[0]
         _check_codec("audio", path, stream)
-        rate, origin = int(stream.rate), _origin(container)
-        seconds = _seconds("audio", path, span, container, stream, 1.0 / rate)
-        start = origin + span.start_seconds
-        if start > 1.0:
-            container.seek(int(start * av.time_base))
-        samples = _placed(_sound_frames(container, stream), start, rate, round(seconds * rate))
+        rate = int(stream.rate)
+        part = _find_part("audio", path, span, container, stream, 1.0 / rate)
+        seconds = part.seconds
+        samples = _placed(
+            _sound_frames(part.decode(container, stream), stream), part.start, rate, round(seconds * rate)
+        )
     missing_seconds = seconds - len(samples) / rate
     if missing_seconds > _TOLERANCE_SECONDS:
         raise MediaError("audio", "ends_early", f"{path}: {missing_seconds:.2f} s before its end")
     return samples, rate
 
 
-def _sound_frames(container: InputContainer, stream: AudioStream) -> Iterator[tuple[float | None, np.ndarray]]:
+def _sound_frames(decoded: Iterator[AudioFrame], stream: AudioStream) -> Iterator[tuple[float | None, np.ndarray]]:
     """Times in seconds and the mean of all channels, frame by frame."""
     to_planar = AudioResampler(format="fltp", layout=stream.layout.name, rate=stream.rate)
-    for frame in itertools.chain(container.decode(stream), [None]):
-        yield from ((own.time, own.to_ndarray().mean(axis=0)) for own in to_planar.resample(frame))
+    for frame in itertools.chain(decoded, [None]):
+        for own in to_planar.resample(frame):
+            channels = own.to_ndarray()
+            yield own.time, channels[0] if len(channels) == 1 else channels.mean(axis=0)
 
 
 def _placed(frames: Iterator[tuple[float | None, np.ndarray]], start: float, rate: int, length: int) -> np.ndarray:
