@@ -49,8 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
             layers="last",
             # Frames (20 ms each) that are averaged to a token.
             frames_per_token=1,
-            # Lengths that clips are padded to, in seconds; one compiled program each.
-            bucket_seconds=(2.0, 4.0, 6.0, 10.0, 15.0, 30.0, 60.0),
+            # Lengths that clips are padded to, in seconds; two compiled programs each.
+            bucket_seconds=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0),
             # Seconds of sound encoded at once, padding included.
             seconds_per_batch=60.0,
         )

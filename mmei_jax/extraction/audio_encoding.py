@@ -27,6 +27,8 @@ from mmei_jax.types import InputError
 # Rounding to samples may make a clip of the longest allowed duration that much longer.
 _ROUNDING_SAMPLES = 16
 _LAYERS_SUMMED = 4
+# What is left of a bucket at a shard's end goes in batches of this part of the rows.
+_PART_OF_ROWS = 4
 
 
 class AudioEncoder:
@@ -58,6 +60,10 @@ class AudioEncoder:
         self.widths = tuple(round(seconds * rate) + _ROUNDING_SAMPLES for seconds in audio.bucket_seconds)
         most_samples = round(audio.seconds_per_batch * rate) + _ROUNDING_SAMPLES
         self.rows = {width: device.rows(most_samples // width) for width in self.widths}
+        # Not one: such a program may take XLA minutes to compile.
+        self.rows_at_end = {
+            width: min(rows, device.rows(max(rows // _PART_OF_ROWS, 2))) for width, rows in self.rows.items()
+        }
         self._parameters = device.copy(encoder.parameters)
 
         @jax.jit
@@ -77,12 +83,12 @@ class AudioEncoder:
         """Begins a shard."""
         return _AudioShard(self)
 
-    def dispatch(self, width: int, waveforms: Sequence[np.ndarray]) -> tuple[Array, Array]:
-        """Encodes a batch of a bucket, filled up to its rows."""
-        samples = np.zeros((self.rows[width], width), np.float32)
+    def dispatch(self, width: int, waveforms: Sequence[np.ndarray], num_rows: int) -> tuple[Array, Array]:
+        """Encodes a batch of a bucket, filled up to so many rows."""
+        samples = np.zeros((num_rows, width), np.float32)
         for row, waveform in enumerate(waveforms):
             samples[row, : len(waveform)] = waveform
-        lengths = np.zeros(self.rows[width], np.int32)
+        lengths = np.zeros(num_rows, np.int32)
         lengths[: len(waveforms)] = [len(waveform) for waveform in waveforms]
         return self._encode(self._parameters, self._device.place(samples), self._device.place(lengths))
 
@@ -118,13 +124,17 @@ class _AudioShard:
         width = next(width for width in self._encoder.widths if len(samples) <= width)
         self._waiting[width].append((record, self._encoder.preprocessing.normalise(samples)))
         if len(self._waiting[width]) == self._encoder.rows[width]:
-            self._send(width)
+            self._send(width, self._encoder.rows[width])
 
     def finish(self) -> Collect:
         """Sends the rest off."""
-        for width in self._encoder.widths:
-            if self._waiting[width]:
-                self._send(width)
+        waiting = self._waiting
+        for width in reversed(self._encoder.widths):
+            num_rows = self._encoder.rows_at_end[width]
+            while waiting[width]:
+                if len(waiting[width]) < num_rows:
+                    self._fill(width, num_rows)
+                self._send(width, num_rows)
         sent = self._sent
 
         def collect() -> dict[int, np.ndarray]:
@@ -136,7 +146,18 @@ class _AudioShard:
 
         return collect
 
-    def _send(self, width: int) -> None:
-        records, waveforms = zip(*self._waiting[width], strict=True)
-        self._waiting[width] = []
-        self._sent.append((list(records), *self._encoder.dispatch(width, waveforms)))
+    def _fill(self, width: int, num_rows: int) -> None:
+        """Puts what waits for narrower batches into rows that would be empty, the longest first."""
+        narrower = [
+            (len(own[1]), name, own) for name, all_own in self._waiting.items() if name < width for own in all_own
+        ]
+        narrower.sort(key=lambda each: -each[0])
+        for _, name, own in narrower[: num_rows - len(self._waiting[width])]:
+            self._waiting[width].append(own)
+            self._waiting[name] = [other for other in self._waiting[name] if other is not own]
+
+    def _send(self, width: int, num_rows: int) -> None:
+        """Sends the first ``num_rows`` that wait for batches of ``width`` samples, or all if they are fewer."""
+        records, waveforms = zip(*self._waiting[width][:num_rows], strict=True)
+        self._waiting[width] = self._waiting[width][num_rows:]
+        self._sent.append((list(records), *self._encoder.dispatch(width, waveforms, num_rows)))
