@@ -11,7 +11,7 @@ import pytest
 from benchmarks import mosi, ravdess
 from tests import processes
 
-ROUNDS = ("fusion_step", "ragged_step", "matrix_products", "encoders", "input_pipeline", "startup")
+ROUNDS = ("fusion_step", "ragged_step", "matrix_products", "encoders", "input_pipeline", "startup", "extraction")
 
 
 def _run(name, *arguments):
