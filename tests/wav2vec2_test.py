@@ -387,3 +387,14 @@ def test_checkpoint_of_either_weight_norm_is_converted_and_certified(tmp_path, t
     folded = base.encoder.pos_conv_embed.conv.weight.detach().numpy().transpose(2, 1, 0)
     kernel = pretrained.load(tmp_path / "ours").parameters["position"]["kernel"]
     np.testing.assert_allclose(kernel, folded, rtol=1e-6, atol=1e-7)
+
+
+def test_frames_of_seven_convolutions_are_counted_with_one_division():
+    """A chain of divisions is what XLA takes minutes over, in the program of a single row."""
+    config = Wav2Vec2Config.from_hugging_face({"model_type": "wav2vec2"})
+    lengths = np.arange(0, 3_000, dtype=np.int32)
+    program = jax.jit(config.num_encoder_frames).lower(lengths).as_text()
+    assert program.count("stablehlo.divide") == 1
+    model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(num_hidden_layers=0, hidden_size=16))
+    expected = model._get_feat_extract_output_lengths(torch.from_numpy(lengths)).numpy()
+    np.testing.assert_array_equal(config.num_encoder_frames(lengths), np.maximum(expected, 0))
