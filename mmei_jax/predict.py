@@ -19,6 +19,7 @@ import numpy as np
 
 from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.evaluation import BestRun, Evaluator, open_best_run
+from mmei_jax.extraction.clip_lists import check_clips
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.decoding import decode_clip
 from mmei_jax.extraction.encoding import ClipEncoder
@@ -44,8 +45,9 @@ def predict(
 
     Returns:
         JSON values: ``emotion`` and ``intent`` (``choice`` and ``probabilities`` by class, or ``value`` of a
-        regression), ``modality_weights`` (Eq. 3) and ``num_tokens`` by modality, and ``recommended`` (ids and scores,
-        best first); null where the run has no such task.
+        regression), ``modality_weights`` (Eq. 3), ``num_tokens`` that were read and ``num_tokens_cut`` beyond the run's
+        ``data.max_tokens`` by modality, and ``recommended`` (ids and scores, best first); null where the run has no
+        such task.
 
     Raises:
         InputError: the run, its features' configuration or checkpoints, or the clip cannot be used.
@@ -55,6 +57,7 @@ def predict(
     wanted = [name for name in run.config.data.modalities if _has(clip, name)]
     if not wanted:
         raise InputError(f"nothing to read: expected one of {', '.join(run.config.data.modalities)}")
+    check_clips([clip], Path(clip.path or clip.audio_path or "text"))
     config = dataclasses.replace(_read_extraction(path), modalities=tuple(wanted))
     encoder = ClipEncoder(config)
     for name, own in encoder.encoders.items():
@@ -136,11 +139,14 @@ def _to_json(run: BestRun, predictions: Any, features: dict[str, np.ndarray | No
     if predictions.top_items is not None and catalogue is not None:
         pairs = zip(predictions.top_items[0].tolist(), predictions.top_scores[0].tolist(), strict=True)
         recommended = [{"id": catalogue.ids[item], "score": score} for item, score in pairs]
+    counts = {name: 0 if tokens is None else len(tokens) for name, tokens in features.items()}
+    most = {name: getattr(run.config.data.max_tokens, name)[-1] for name in counts}
     return {
         "emotion": answer,
         "intent": intent,
         "modality_weights": _by_name(MODALITIES, np.asarray(predictions.modality_weights)[0]),
-        "num_tokens": {name: 0 if tokens is None else len(tokens) for name, tokens in features.items()},
+        "num_tokens": {name: min(count, most[name]) for name, count in counts.items()},
+        "num_tokens_cut": {name: max(count - most[name], 0) for name, count in counts.items()},
         "recommended": recommended,
         "checkpoint_step": run.step,
     }
@@ -170,8 +176,9 @@ def _to_table(found: dict[str, Any]) -> str:
         lines += [f"  {name:<16} {value:6.1%}" for name, value in ranked]
     lines.append("weights of the modalities (alpha, Eq. 3), and tokens read")
     for name, weight in found["modality_weights"].items():
-        tokens = found["num_tokens"].get(name, 0)
-        lines.append(f"  {name:<16} {weight:6.3f}  {tokens if tokens else 'absent'}")
+        tokens, cut = (found[key].get(name, 0) for key in ("num_tokens", "num_tokens_cut"))
+        told = f"{tokens} of {tokens + cut}" if cut else tokens or "absent"
+        lines.append(f"  {name:<16} {weight:6.3f}  {told}")
     if found["recommended"] is not None:
         lines.append("recommended")
         lines += [f"  {item['id']:<16} {item['score']:6.3f}" for item in found["recommended"]]

@@ -90,6 +90,8 @@ def test_what_cannot_be_read_is_told_in_one_line(run, capsys, tmp_path):
 
     assert "nothing to read: expected one of vision, audio, text" in line()
     assert "missing" in line("--video=/none.mp4")
+    for seconds in ("-2", "nan", "inf"):
+        assert "expected 0 <= start < end" in line(f"--video={run / 'clips' / '3.mp4'}", f"--start_seconds={seconds}")
     (tmp_path / "text.mp4").write_text("no video")
     assert "unreadable" in line(f"--video={tmp_path / 'text.mp4'}")
     assert "extraction.json: missing" in line("--text=a", f"--extraction={tmp_path / 'extraction.json'}")
@@ -111,3 +113,15 @@ def test_other_weights_than_those_of_the_features_are_refused(run, tmp_path):
     (tmp_path / "extraction.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="the run's features were made by sha256:"):
         predict(run / "run", Clip("a", "a", text="a"), extraction=tmp_path / "extraction.json")
+
+
+def test_what_is_longer_than_the_run_takes_is_read_to_its_limit_and_told(run, capsys):
+    # Fifty tokens a second: two seconds fit into the 100 that the run takes, 2.8 do not.
+    assert predict_module.main([f"--workdir={run / 'run'}", f"--audio={run / 'clips' / '5.mp4'}"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("  audio")] == ["99"]
+    made_media.write_video(run / "clips" / "long.mp4", num_frames=28, samples=made_media.tone(2.8, 16_000))
+    found = predict(run / "run", Clip("any", "any", audio_path="long.mp4"), base=run / "clips")
+    assert found["num_tokens"] == {"audio": 100}
+    assert found["num_tokens_cut"]["audio"] == 39
+    assert predict_module.main([f"--workdir={run / 'run'}", f"--audio={run / 'clips' / 'long.mp4'}"]) == 0
+    assert "100 of 139" in capsys.readouterr().out
