@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mmei_jax import compilation_cache
 from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.evaluation import BestRun, Evaluator, open_best_run
 from mmei_jax.extraction.clip_lists import check_clips
@@ -213,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text=given.text,
             optional=("audio",) if given.audio is None else (),
         )
+        compilation_cache.enable()
         found = predict(given.workdir, clip, data_path=given.data, extraction=given.extraction)
         print(json.dumps(found, indent=2, ensure_ascii=False) if given.format == "json" else _to_table(found))
         return 0
