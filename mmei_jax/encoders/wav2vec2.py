@@ -144,11 +144,7 @@ class Wav2Vec2Config:
     def num_encoder_frames(self, num_samples: Any) -> Any:
         """Frames that the front end makes of so many samples; whole numbers or arrays of them."""
         # In one step: of a chain of divisions, XLA takes minutes to compile the program of one row.
-        field, step = 1, 1
-        for kernel, stride in zip(self.front_kernels, self.front_strides, strict=True):
-            field += (kernel - 1) * step
-            step *= stride
-        return _num_windows(num_samples, field, step)
+        return _num_windows(num_samples, self.receptive_field, int(np.prod(self.front_strides)))
 
     def num_frames(self, num_samples: Any) -> Any:
         """Frames that the whole encoder makes of so many samples; whole numbers or arrays of them."""

@@ -136,6 +136,7 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
 
     from mmei_jax import command, compilation_cache
     from mmei_jax.extraction.extraction_config import parse
+    from mmei_jax.host_memory import keep_freed_memory
 
     values: Any = None
     extractor: Extractor
@@ -165,6 +166,7 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
         config = parse(values.value.to_dict())
         clips, labels, base = _find_clips(config, given.input, given.builder, given.option, given.data_dir)
         compilation_cache.enable()
+        keep_freed_memory()
         extraction = Extraction(
             config=config,
             clips_sha256=fingerprint(clips),
