@@ -5,9 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
-import jax
 import jaxlib
 import pytest
 
@@ -30,7 +30,10 @@ print(json.dumps({"folder": folder and str(folder), "value": float(value).hex(),
 
 def start(cache_home: Path, **variables: str) -> tuple[dict, str]:
     """Runs the program in a process of its own; what it printed, and its standard error."""
-    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "true", "XDG_CACHE_HOME": str(cache_home), **variables}
+    # As a user's environment is, who has said nothing of caches; the tests' own has a folder for their session.
+    own = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    environment |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "XDG_CACHE_HOME": str(cache_home), **variables}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=processes.ROOT,
@@ -79,11 +82,21 @@ def test_folder_that_cannot_be_made_costs_one_line(tmp_path):
     assert "JAX_COMPILATION_CACHE_DIR" in stderr
 
 
+class _NoCache:
+    """jax.config of a user who has said nothing of caches; nothing may be set in it."""
+
+    jax_enable_compilation_cache = True
+    jax_compilation_cache_dir = None
+
+    def update(self, name: str, value: object) -> None:
+        raise AssertionError(f"{name} = {value}")
+
+
 def test_folder_that_cannot_be_written_costs_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation_cache.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(compilation_cache, "jax", types.SimpleNamespace(config=_NoCache()))
     assert compilation_cache.enable() is None
-    assert jax.config.jax_compilation_cache_dir is None
     assert "not writable" in capsys.readouterr().err
 
 

@@ -78,7 +78,7 @@ def test_checkpoint_of_eight_is_evaluated_on_one_and_the_other_way_round(runs):
 def test_evaluation_takes_any_number_of_devices(runs, tmp_path):
     # Neither the training batch of 16 nor the evaluation batch of 8 is a multiple of 3, and the 30 test records take
     # several batches: the ranking loss, whose negatives are those of the batch, must not notice the filler.
-    assert_close(evaluate(runs[8], {3: tmp_path}, 3), evaluate(runs[8], {1: tmp_path}, 1))
+    assert_close(evaluate(runs[8], 3), evaluate(runs[8], 1))
 
 
 def test_run_begun_on_one_device_goes_on_on_eight(data, runs, tmp_path):
