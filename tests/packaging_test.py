@@ -1,11 +1,13 @@
 """What is installed: the wheel's contents, and pinned versions that fit the declared ranges."""
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,40 @@ def test_run_time_needs_neither_torch_nor_tensorflow():
     names = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     # tensorflow-datasets is one of them: it does not ask for TensorFlow.
     assert not {"torch", "tensorflow"} & names
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+# A peer that is installed by hand is asked for by importorskip, which is no import statement.
+@pytest.mark.parametrize(
+    ("folders", "extras"),
+    [(("mmei_jax", "configs", "data"), ("faces", "beam")), (("tests", "benchmarks"), ("faces", "test"))],
+    ids=["run_time", "tests"],
+)
+def test_every_imported_package_is_declared(folders, extras):
+    declared = {canonicalize_name(requirement.name) for requirement in _requirements(extras)}
+    distributions = importlib.metadata.packages_distributions()
+    own = {path.name.removesuffix(".py") for path in ROOT.iterdir()} | {
+        path.stem for folder in folders for path in (ROOT / folder).iterdir()
+    }
+    # Beam is not installed beside the tests' packages; jax asks for its own jaxlib.
+    known = distributions | {"apache_beam": ["apache-beam"], "jaxlib": ["jax"]}
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(paths) > 20
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in _imported(path)
+        if name not in sys.stdlib_module_names | own
+        and not declared & {canonicalize_name(distribution) for distribution in known.get(name, [])}
+    }
+    assert not undeclared
 
 
 def test_wheel_holds_the_package_and_nothing_else(tmp_path):
