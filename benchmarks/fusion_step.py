@@ -89,7 +89,7 @@ class OurRun:
             state, reports = jax.lax.scan(self.step, state, batches)
             return state, reports.loss[-1]
 
-        compiled = jax.jit(several, donate_argnums=0, compiler_options=step_compiler_options(self.shapes))
+        compiled = jax.jit(several, donate_argnums=0, compiler_options=step_compiler_options(jax.devices()[0]))
 
         def dispatch() -> jax.Array:
             self.state, loss = compiled(self.state, stacked)
@@ -132,7 +132,7 @@ def our_side(case: Case) -> rounds.Ready:
     settings = {
         "device": jax.devices()[0].device_kind,
         "updates_per_dispatch": case.updates_per_dispatch,
-        "compiler_options": step_compiler_options(run.shapes),
+        "compiler_options": step_compiler_options(jax.devices()[0]),
         "matmul_gflop_per_update": round(num_operations / 1e9, 2),
         "measured_matmul_gflop_per_second": round(rate / 1e9, 1),
         **rounds.versions("jax", "jaxlib", "flax", "optax"),

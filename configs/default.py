@@ -46,6 +46,11 @@ def get_config() -> ml_collections.ConfigDict:
     data.num_prefetch_batches = 2
 
     config.model = model = ml_collections.ConfigDict()
+    # What fuses the modalities: "mmei" (Eq. 1-3), or a baseline of Table 1 with the same inputs, heads and losses:
+    # "multimodal_transformer" (one Transformer over all tokens, no Eq. 3), "late_fusion" (one model per modality, their
+    # probabilities averaged), "pooled_logistic" (linear layers on the tokens' means). With one modality, "mmei" is the
+    # unimodal row.
+    model.architecture = "mmei"
     # Model dimension d (features).
     model.dim = 256
     # Attention heads; divides dim.
@@ -64,8 +69,11 @@ def get_config() -> ml_collections.ConfigDict:
     model.position_embedding = True
     # Eq. 3, from sequence to vector: "mean" over valid tokens, "attention" pooling, "first" valid token.
     model.pooling = "mean"
-    # Eq. 3, scores behind alpha: "additive" per modality, a scorer on the "concatenation", or three "scalars".
+    # Eq. 3, scores behind alpha: "additive" per modality, a scorer on the "concatenation", three "scalars", or
+    # "uniform" (the same weight for all present modalities, nothing learned). Read by "mmei" alone.
     model.modality_weighting = "additive"
+    # Whether modalities read one another (Eq. 2's cross-attention; bool). Read by "mmei" alone.
+    model.cross_attention = True
     # Transformer layers of each head; 0 is Eq. 4-5 to the letter: a linear layer on F.
     model.head_num_layers = 1
     # Features of user and item embeddings (Eq. 7).

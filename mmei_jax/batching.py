@@ -81,7 +81,7 @@ class BatchReader:
         """The records' tokens: in each row one record after the other, the padding at its end."""
         num_tokens, spec = layout.num_tokens[name], self._split.dataset.spec.modalities[name]
         lengths = np.minimum(self._split.lengths(name)[records], min(num_tokens, self._max_tokens[name]))
-        ends = spread(lengths, is_record).reshape(-1, layout.records_per_row).cumsum(axis=1)
+        ends, segment_ids = place_tokens(spread(lengths, is_record), layout.records_per_row, num_tokens)
         if layout.records_per_row == 1 and is_record.all():
             features: Any = self._split.gather_tokens(name, records, num_tokens)[0]
         else:
@@ -91,10 +91,6 @@ class BatchReader:
             stops = ends.reshape(-1)[is_record]
             places = zip(rows.tolist(), (stops - lengths).tolist(), stops.tolist(), strict=True)
             self._split.copy_tokens(name, records, [features[row, start:stop] for row, start, stop in places])
-        # A token belongs to the first record of its row that ends behind it; beyond the last one there is padding.
-        position = np.arange(num_tokens)[None, :, None]
-        segment_ids: Any = 1 + np.count_nonzero(ends[:, None, :] <= position, axis=2).astype(np.int32)
-        segment_ids[segment_ids > layout.records_per_row] = 0
         return TokenSequence(features=features, segment_ids=segment_ids)
 
     def _label(self, name: str, records: Int64[np.ndarray, "records"], is_record: Bool[np.ndarray, "batch"]) -> Label:
@@ -110,3 +106,25 @@ class BatchReader:
                     f"{value[place]}: expected 0 to {len(class_names) - 1}"
                 )
         return Label(value=spread(value, is_record), is_labelled=spread(is_labelled, is_record))
+
+
+def place_tokens(
+    lengths: Integer[np.ndarray, "places"], records_per_row: int, num_tokens: int
+) -> tuple[Integer[np.ndarray, "rows segments"], Any]:
+    """Where each record's tokens lie: in each row one record after the other, the padding at its end.
+
+    Args:
+        lengths: ``[rows * records_per_row]`` tokens of the record at each place, 0 for filler.
+        records_per_row: places in a row.
+        num_tokens: token places of a row.
+
+    Returns:
+        ``[rows, records_per_row]`` the token place behind each record's last, and ``[rows, num_tokens]`` int32 segment
+        ids.
+    """
+    ends = lengths.reshape(-1, records_per_row).cumsum(axis=1)
+    # A token belongs to the first record of its row that ends behind it; beyond the last one there is padding.
+    position = np.arange(num_tokens)[None, :, None]
+    segment_ids: Any = 1 + np.count_nonzero(ends[:, None, :] <= position, axis=2).astype(np.int32)
+    segment_ids[segment_ids > records_per_row] = 0
+    return ends, segment_ids

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +183,78 @@ class Checkpointer:
         with self._told_in_one_line(step, "written"), tempfile.TemporaryFile(dir=self._folder) as file:
             os.posix_fallocate(file.fileno(), 0, _BYTES_BESIDE_ARRAYS)
 
-    @contextmanager
-    def _told_in_one_line(self, step: int | None, action: str) -> Iterator[None]:
-        """Orbax raises what its threads met at any later call, as whichever of these the file system's layer chose."""
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{self._folder}: the checkpoint of step {step} could not be {action}: {reason}"
-            ) from error
+    def _told_in_one_line(self, step: int | None, action: str) -> AbstractContextManager[None]:
+        return _told_in_one_line(self._folder, step, action)
+
+
+class ReplicaCheckpointer:
+    """The latest checkpoint of replicas that train together: their states, the best variables of each, and progress.
+
+    Args:
+        folder: holds the folder ``checkpoints``.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = (folder / "checkpoints").absolute()
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last saved step; None before the first save."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, best: Any, progress: dict[str, Any]) -> None:
+        """Starts saving; the arrays may be donated as soon as this returns.
+
+        Args:
+            step: completed updates.
+            state: tree of arrays on devices.
+            best: tree of arrays on devices, what :meth:`restore_best` gives.
+            progress: JSON values.
+
+        Raises:
+            InputError: this save or the one before it could not be written.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            best=ocp.args.StandardSave(best),
+            progress=ocp.args.JsonSave(progress),
+        )
+        with _told_in_one_line(self._folder, step, "written"):
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=items, force=True)
+
+    def restore(self, state: Any, best: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """State, best variables and progress of the latest step, placed as the two trees of shapes say."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(state),
+            best=ocp.args.StandardRestore(best),
+            progress=ocp.args.JsonRestore(),
+        )
+        with _told_in_one_line(self._folder, self.latest_step, "read"):
+            restored = self._manager.restore(self.latest_step, args=items)
+        return restored["state"], restored["best"], restored["progress"]
+
+    def restore_best(self, best: Any) -> Any:
+        """The best variables alone."""
+        items = ocp.args.Composite(best=ocp.args.StandardRestore(best))
+        with _told_in_one_line(self._folder, self.latest_step, "read"):
+            restored = self._manager.restore(self.latest_step, args=items)
+        return restored["best"]
+
+    def close(self) -> None:
+        """Waits for the last save, then lets go."""
+        with _told_in_one_line(self._folder, self.latest_step, "written"):
+            self._manager.close()
+
+
+@contextmanager
+def _told_in_one_line(folder: Path, step: int | None, action: str) -> Iterator[None]:
+    """Orbax raises what its threads met at any later call, as whichever of these the file system's layer chose."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder}: the checkpoint of step {step} could not be {action}: {reason}") from error

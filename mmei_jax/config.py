@@ -64,6 +64,7 @@ class DataConfig:
 class ModelConfig:
     """Sizes and switches of the fusion Transformer, the heads and the content tower."""
 
+    architecture: Literal["mmei", "multimodal_transformer", "late_fusion", "pooled_logistic"]
     dim: int
     num_heads: int
     num_layers: int
@@ -74,7 +75,8 @@ class ModelConfig:
     modality_embedding: bool
     position_embedding: bool
     pooling: Literal["mean", "attention", "first"]
-    modality_weighting: Literal["additive", "concatenation", "scalars"]
+    modality_weighting: Literal["additive", "concatenation", "scalars", "uniform"]
+    cross_attention: bool
     head_num_layers: int
     embedding_dim: int
     normalize_embeddings: bool

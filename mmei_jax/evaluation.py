@@ -14,7 +14,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from mmei_jax import input_pipeline
@@ -23,7 +23,7 @@ from mmei_jax.config import Config, LossConfig
 from mmei_jax.environment import versions
 from mmei_jax.losses import RecordLosses, class_weights_by_name, task_losses, total_loss
 from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
-from mmei_jax.models.mmei import Mmei
+from mmei_jax.models.baselines import Model
 from mmei_jax.predictions import write_predictions
 from mmei_jax.record_metrics import (
     modality_presence,
@@ -33,7 +33,7 @@ from mmei_jax.record_metrics import (
 )
 from mmei_jax.records import Dataset
 from mmei_jax.reports.tables import comparison_table
-from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated
+from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated, spread_over
 from mmei_jax.state import Variables, build_model, placed_variable_shapes
 from mmei_jax.types import MODALITIES, Batch, InputError, Items, Label, Outputs, Predictions
 from mmei_jax.workdir import read_config, write_json
@@ -54,7 +54,7 @@ class Evaluator:
         mesh: devices over which each batch is split.
     """
 
-    def __init__(self, model: Mmei, config: Config, dataset: Dataset, mesh: Mesh):
+    def __init__(self, model: Model, config: Config, dataset: Dataset, mesh: Mesh):
         self._model, self._config, self._dataset, self._mesh = model, config, dataset, mesh
         self._class_weights = emotion_class_weights(config.loss, dataset)
         self.ranking_statistics = input_pipeline.ranking_statistics(dataset, config)
@@ -65,8 +65,13 @@ class Evaluator:
                 raise InputError(f"{dataset.path}: no catalogue; config.loss.ranking expects one")
             items = Items(jnp.asarray(catalogue.features, jnp.float32), jnp.asarray(catalogue.kind, jnp.int32))
             self._catalogue = jax.device_put(items, replicated(mesh))
-        self._embed_catalogue = jax.jit(functools.partial(model.apply, method=Mmei.embed_items))
+        self._embed_catalogue = jax.jit(functools.partial(model.apply, method="embed_items"))
         self._measure = jax.jit(self._measure_batch)
+        # Replicas are split over the devices, and every device reads the whole batch.
+        over = functools.partial(spread_over, mesh)
+        embed, measure = functools.partial(model.apply, method="embed_items"), self._measure_batch
+        self._embed_catalogue_replicas = jax.jit(over(jax.vmap(embed, in_axes=(0, None)), is_split=(True, False)))
+        self._measure_replicas = jax.jit(over(jax.vmap(measure, in_axes=(0, None, 0)), is_split=(True, False, True)))
         self._predict = jax.jit(self._predict_batch)
 
     def measure(self, variables: Variables, splits: tuple[str, ...]) -> dict[str, float]:
@@ -85,7 +90,31 @@ class Evaluator:
         with closing(self._batches(splits)) as batches:
             parts = (self._measure(variables, batch, embedding) for batch in batches)
             figures = compute_all(merge_all(_fetch_late(parts)))
-        return {"loss": self._total_loss(figures, variables), **figures}
+        return {"loss": self._total_loss(figures, variables["params"].get("task_log_variances")), **figures}
+
+    def measure_replicas(self, variables: Variables, splits: tuple[str, ...]) -> list[dict[str, float]]:
+        """What :meth:`measure` gives, for many sets of variables at once; ``loss`` has this configuration's weights.
+
+        Args:
+            variables: every array with a leading axis of replicas, which the devices of the mesh share equally.
+            splits: names of manifest splits, joined.
+
+        Returns:
+            The figures of each replica.
+        """
+        embedding = None
+        if self._catalogue is not None:
+            embedding = self._embed_catalogue_replicas(variables, self._catalogue)
+        with closing(self._batches(splits, replicated(self._mesh))) as batches:
+            parts = (self._measure_replicas(variables, batch, embedding) for batch in batches)
+            merged = merge_all(_fetch_late(parts))
+        task_weights = jax.device_get(variables["params"].get("task_log_variances"))
+        num_replicas = jax.tree.leaves(variables)[0].shape[0]
+        figures = [compute_all(jax.tree.map(lambda leaf, n=n: leaf[n], merged)) for n in range(num_replicas)]
+        return [
+            {"loss": self._total_loss(found, None if task_weights is None else task_weights[n]), **found}
+            for n, found in enumerate(figures)
+        ]
 
     def metric_names(self, variables: Variables, splits: tuple[str, ...]) -> list[str]:
         """Names that :meth:`measure` will give; measures one batch."""
@@ -108,12 +137,12 @@ class Evaluator:
         placed = jax.device_put(batch, replicated(self._mesh))
         return cast(Predictions, jax.device_get(self._predict(variables, placed, self._catalogue_embedding(variables))))
 
-    def _batches(self, splits: tuple[str, ...]) -> grain.DatasetIterator[Batch]:
+    def _batches(self, splits: tuple[str, ...], sharding: NamedSharding | None = None) -> grain.DatasetIterator[Batch]:
         return input_pipeline.evaluation_batches(
             self._dataset,
             self._config,
             splits,
-            batch_sharding(self._mesh),
+            batch_sharding(self._mesh) if sharding is None else sharding,
             statistics=self.ranking_statistics,
         )
 
@@ -170,7 +199,7 @@ class Evaluator:
     def _emotion_names(self) -> tuple[str, ...]:
         return self._dataset.spec.labels[self._config.loss.emotion_label].class_names
 
-    def _total_loss(self, figures: dict[str, float], variables: Variables) -> float:
+    def _total_loss(self, figures: dict[str, float], task_log_variances: Array | None) -> float:
         """Eq. 6 from the tasks' means over the whole split."""
         one = jnp.ones((1,), jnp.float32)
         losses = {}
@@ -180,7 +209,7 @@ class Evaluator:
             is_counted = one * (not math.isnan(mean))
             value = jnp.asarray([0.0 if math.isnan(mean) else mean], jnp.float32)
             losses[task] = RecordLosses(value, is_counted.astype(bool), is_counted)
-        loss, _ = total_loss(losses, self._config.loss, variables["params"].get("task_log_variances"))
+        loss, _ = total_loss(losses, self._config.loss, task_log_variances)
         return float(loss)
 
 
@@ -205,7 +234,7 @@ class BestRun:
 
     config: Config
     dataset: Dataset
-    model: Mmei
+    model: Model
     variables: Variables
     mesh: Mesh
     step: int

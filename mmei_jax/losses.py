@@ -5,7 +5,8 @@ sends exactly zero gradient, whatever its logits hold; a counted record whose lo
 that training can name it. Everything is computed in float32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -190,8 +191,12 @@ def task_losses(
     """
     losses = {"emotion": _emotion_losses(outputs, batch, config, class_weights)}
     if config.intent != "none":
-        intent = _require(outputs.intent, "outputs.intent")
-        losses["intent"] = softmax_cross_entropy(intent, _require(batch.intent, "batch.intent"))
+        intent, label = _require(outputs.intent, "outputs.intent"), _require(batch.intent, "batch.intent")
+        if outputs.intent_branches is not None:
+            intent_losses = partial(softmax_cross_entropy, label=label)
+            losses["intent"] = _branch_losses(intent_losses, outputs.intent_branches, outputs.modality_weights)
+        else:
+            losses["intent"] = softmax_cross_entropy(intent, label)
     if config.ranking != "none":
         losses["ranking"] = _ranking_losses(outputs, batch, config)
     return losses
@@ -314,11 +319,29 @@ def _emotion_losses(
     outputs: Outputs, batch: Batch, config: LossConfig, class_weights: Float[Array, "classes"] | None
 ) -> RecordLosses:
     emotion, label = _require(outputs.emotion, "outputs.emotion"), _require(batch.emotion, "batch.emotion")
-    if config.emotion == "softmax":
-        return softmax_cross_entropy(emotion, label, class_weights)
-    if config.emotion == "sigmoid":
-        return sigmoid_cross_entropy(emotion, label)
-    return absolute_error(emotion, label)
+
+    def losses(logits: Array) -> RecordLosses:
+        if config.emotion == "softmax":
+            return softmax_cross_entropy(logits, label, class_weights)
+        if config.emotion == "sigmoid":
+            return sigmoid_cross_entropy(logits, label)
+        return absolute_error(logits, label)
+
+    if outputs.emotion_branches is not None:
+        return _branch_losses(losses, outputs.emotion_branches, outputs.modality_weights)
+    return losses(emotion)
+
+
+def _branch_losses(
+    losses: Callable[[Array], RecordLosses],
+    branches: Float[Array, "batch modalities *outputs"],
+    weights: Float[Array, "batch modalities"],
+) -> RecordLosses:
+    """Late fusion's: each record's mean over its present branches; 0 for a record without any."""
+    # vmap over the branches, so that each of them has the loss of a model of its own
+    each = jax.vmap(losses, in_axes=1)(branches)
+    values = jnp.sum(each.values * jnp.moveaxis(weights, 1, 0), axis=0)
+    return RecordLosses(values=values, is_counted=each.is_counted[0], weights=each.weights[0])
 
 
 def _ranking_losses(outputs: Outputs, batch: Batch, config: LossConfig) -> RecordLosses:

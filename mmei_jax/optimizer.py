@@ -28,16 +28,23 @@ def make_schedule(config: OptimizerConfig, *, num_steps: int, steps_per_epoch: f
         steps_per_epoch: updates of one epoch, the unit of ``config.step_epochs``; batches cross epoch borders, so not
             a whole number.
     """
+    shape = _unit_schedule(config, num_steps, steps_per_epoch)
+    # The peak rate may be traced, which optax's schedules do not take.
+    return lambda count: config.learning_rate * shape(count)
+
+
+def _unit_schedule(config: OptimizerConfig, num_steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """The schedule for a peak rate of 1."""
     if config.schedule == "constant":
-        return optax.constant_schedule(config.learning_rate)
+        return optax.constant_schedule(1.0)
     if config.schedule == "step":
         boundaries = {round(epoch * steps_per_epoch): config.step_factor for epoch in config.step_epochs}
-        return optax.piecewise_constant_schedule(config.learning_rate, boundaries)
+        return optax.piecewise_constant_schedule(1.0, boundaries)
     num_warmup_steps = round(config.warmup_fraction * num_steps)
     return optax.warmup_cosine_decay_schedule(
         # A first rate of exactly zero would make the first update do nothing.
-        init_value=config.learning_rate / max(num_warmup_steps, 1),
-        peak_value=config.learning_rate,
+        init_value=1.0 / max(num_warmup_steps, 1),
+        peak_value=1.0,
         warmup_steps=num_warmup_steps,
         decay_steps=max(num_steps, num_warmup_steps + 1),
     )

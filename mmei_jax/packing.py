@@ -4,7 +4,7 @@ A packed batch holds the same records as a padded one, in fewer and fuller rows;
 here follows from the records' lengths alone, so that every process, and a run that resumes, finds the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,24 @@ class Arranger:
             if (longest <= list(layout.num_tokens.values())).all():
                 break
         return layout, indices.astype(np.int64)
+
+    def arrange_alike(
+        self, batches: Sequence[Integer[np.ndarray, "batch"]]
+    ) -> tuple[Layout, list[Int64[np.ndarray, "places"]]]:
+        """The places of several batches in one layout, the first into which all of them fit.
+
+        Args:
+            batches: each ``[batch]`` records of a global batch; -1 is filler.
+
+        Returns:
+            The layout, and each batch's places as :meth:`arrange` gives them, filler added in rows at the end.
+        """
+        arranged = [self.arrange(indices) for indices in batches]
+        common = max((layout for layout, _ in arranged), key=self.layouts.index)
+        if common in self._padded:
+            return common, [indices.astype(np.int64) for indices in batches]
+        size = common.num_rows * common.records_per_row
+        return common, [np.pad(places, (0, size - len(places)), constant_values=-1) for _, places in arranged]
 
     def lengths(self, indices: Integer[np.ndarray, "batch"]) -> Int64[np.ndarray, "records modalities"]:
         """Tokens of each record of a batch, cut at the last length bucket; filler (-1) is left out."""

@@ -19,7 +19,7 @@ def in_batch_softmax(
     item_embedding: Float[Array, "batch embedding"],
     targets: RankingTargets,
     *,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     logq_correction: bool,
     remove_accidental_hits: bool,
 ) -> RecordLosses:
@@ -74,7 +74,7 @@ def bpr(
     item_embedding: Float[Array, "batch embedding"],
     targets: RankingTargets,
     *,
-    temperature: float,
+    temperature: float | Float[Array, ""],
     remove_accidental_hits: bool,
 ) -> RecordLosses:
     """Bayesian personalised ranking against the other records' positives.
@@ -120,7 +120,7 @@ def listnet(
     slate_embedding: Float[Array, "batch slate embedding"],
     slate: Slate,
     *,
-    temperature: float,
+    temperature: float | Float[Array, ""],
 ) -> RecordLosses:
     """Cross-entropy between the top-one probabilities of feedback and of scores, over the items that were shown.
 
@@ -164,7 +164,7 @@ def _in_batch_scores(
     users: Float[Array, "batch embedding"],
     items: Float[Array, "batch embedding"],
     has_positive: Bool[Array, "batch"],
-    temperature: float,
+    temperature: float | Float[Array, ""],
 ) -> Float[Array, "batch batch"]:
     safe_users = jnp.where(has_positive[:, None], users.astype(jnp.float32), 0.0)
     safe_items = jnp.where(has_positive[:, None], items.astype(jnp.float32), 0.0)

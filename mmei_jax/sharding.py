@@ -5,7 +5,7 @@ mesh of ``Auto`` axes, and XLA inserts the collectives.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,3 +174,19 @@ def parameter_shardings(boxed_parameters: Any, mesh: Mesh) -> Any:
 
     names = nn.get_partition_spec(boxed_parameters)
     return jax.tree_util.tree_map_with_path(place, nn.unbox(boxed_parameters), names)
+
+
+def spread_over(mesh: Mesh, function: Callable[..., Any], *, is_split: Sequence[bool]) -> Callable[..., Any]:
+    """The function on each device's part of independent things (replicas, say), without communication.
+
+    Args:
+        mesh: the devices.
+        function: of arrays, or trees of them, and returning such; what is split, and what is returned, has a leading
+            axis of these things.
+        is_split: for each argument whether it is split; the others go to every device whole.
+    """
+    split, whole = batch_sharding(mesh).spec, replicated(mesh).spec
+    specs = tuple(split if splits else whole for splits in is_split)
+    # Nothing is replicated by a collective here, so there is nothing for JAX to check.
+    spread: Callable[..., Any] = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return spread

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mmei_jax.config import Config
 from mmei_jax.losses import RecordLosses, task_counts, task_losses, total_loss
-from mmei_jax.models.mmei import Mmei
+from mmei_jax.models.baselines import Model
 from mmei_jax.optimizer import trained_mask
 from mmei_jax.state import variable_shapes
 from mmei_jax.types import Batch, Outputs, StepReport, TrainState
@@ -19,19 +19,25 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepReport]]
 
 
 def make_train_step(
-    model: Mmei,
+    model: Model,
     optimizer: optax.GradientTransformation,
     config: Config,
     class_weights: Float[Array, "emotions"] | None,
+    *,
+    parameters: Any = None,
 ) -> TrainStep:
     """The update as a function of state and batch, not yet jitted.
+
+    Numbers of the configuration may be traced: rates, weights, the seed (:data:`mmei_jax.replicas.VARIED_KEYS`). Then
+    ``parameters`` must be given: the tree of the model's parameters or their shapes, for which tracing it needs no
+    numbers.
 
     Dropout keys derive from (seed, step, micro-batch): the state carries no generator. With gradient accumulation each
     task is divided by its count in the *whole* batch, so the accumulated gradient is that of the whole batch; only the
     in-batch negatives of the ranking loss come from the micro-batch alone.
     """
     num_micro_batches = config.train.gradient_accumulation_steps
-    is_trained = trained_mask(config.optimizer, variable_shapes(model)["params"])
+    is_trained = trained_mask(config.optimizer, variable_shapes(model)["params"] if parameters is None else parameters)
 
     def micro_loss(
         parameters: Any, statistics: Any, batch: Batch, key: Array, counts: dict[str, Array]
@@ -113,22 +119,22 @@ def jit_train_step(step: TrainStep, shapes: TrainState) -> TrainStep:
             meets another program.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    device = next(iter(shapes.step.sharding.device_set))
     return jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=step_compiler_options(shapes)
+        step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=step_compiler_options(device)
     )
 
 
-def step_compiler_options(shapes: TrainState) -> dict[str, str]:
-    """Options for compiling an update where the state lives.
+def step_compiler_options(device: Any) -> dict[str, str]:
+    """Options for compiling an update for a device.
 
     XLA's CPU compiler drops optimization barriers before it fuses. It then computes the residual stream's gradient anew
     for each reader, from the branches of all layers above: a fifth of the update (see ``transformer.add_branch``). With
     that pass off, the barriers last. Other compilers keep them by themselves.
 
     Args:
-        shapes: the state's shapes with shardings.
+        device: one of those that the program will run on.
     """
-    device: Any = next(iter(shapes.step.sharding.device_set))  # typed as optional by jax
     return {"xla_disable_hlo_passes": "cse_barrier_expander"} if device.platform == "cpu" else {}
 
 

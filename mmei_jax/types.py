@@ -149,15 +149,18 @@ class Outputs:
             the task is off.
         intent: ``[batch, intents]`` float32 logits; None when the task is off.
         modality_weights: ``[batch, modalities]`` float32, alpha of Eq. 3 in the order of :data:`MODALITIES`; exactly 0
-            for an absent modality, sums to 1 unless all are absent.
+            for an absent modality, sums to 1 unless all are absent. Baselines: see :mod:`mmei_jax.models.baselines`.
         modality_vectors: ``[batch, modalities, dim]`` float32, pooled modality vectors; exactly 0 when absent.
-        fused: ``[batch, dim]`` float32, F of Eq. 3.
+        fused: ``[batch, dim]`` float32, F of Eq. 3, or what a baseline's heads read in its place.
         emotion_state, intent_state: ``[batch, dim]`` float32, what the heads' linear layers read; None when off.
         user_embedding: ``[batch, embedding]`` float32, F_u of Eq. 7; None when ranking is off.
         positive_embedding: ``[batch, embedding]`` float32, E_c of the batch's positives; None when ranking is off.
         slate_embedding: ``[batch, slate, embedding]`` float32; None unless the batch carries slates.
         task_log_variances: ``[tasks]`` float32 in the order of the tasks that are on (emotion, intent, ranking); None
             unless task weights are learned (Kendall et al., 2018).
+        emotion_branches, intent_branches: ``[batch, modalities, ...]`` float32, what each modality's own model says,
+            as ``emotion`` and ``intent``; arbitrary for an absent modality. None but for late fusion, whose branches
+            are trained, not their average.
     """
 
     emotion: Array | None
@@ -171,6 +174,8 @@ class Outputs:
     positive_embedding: Float[Array, "batch embedding"] | None
     slate_embedding: Float[Array, "batch slate embedding"] | None
     task_log_variances: Float[Array, "tasks"] | None
+    emotion_branches: Array | None = None
+    intent_branches: Float[Array, "batch modalities intents"] | None = None
 
 
 @struct.dataclass

@@ -76,6 +76,20 @@ def hide_modalities(
     return hidden_ids
 
 
+def standardized(module: nn.Module, sequence: TokenSequence) -> Float[Array, "rows tokens dim"]:
+    """Features centred and scaled by the constants ``mean`` and ``scale`` of the module's ``statistics``; 0 in padding.
+
+    Args:
+        module: gets the two variables, 0 and 1 unless training set them; in its compact ``__call__``.
+        sequence: features ``[rows, tokens, dim]`` of any type; what padding holds, NaN included, has no effect.
+    """
+    size = (sequence.features.shape[-1],)
+    mean = module.variable("statistics", "mean", jnp.zeros, size).value[None, None]
+    scale = module.variable("statistics", "scale", jnp.ones, size).value[None, None]
+    is_token = (sequence.segment_ids > 0)[..., None]
+    return jnp.where(is_token, (sequence.features.astype(jnp.float32) - mean) * scale, 0.0)
+
+
 class ModalityEmbedding(nn.Module):
     """Eq. 1: token features of one modality, in the common space.
 
@@ -95,11 +109,8 @@ class ModalityEmbedding(nn.Module):
     @nn.compact
     def __call__(self, sequence: TokenSequence, *, is_training: bool) -> Float[Array, "rows tokens dim"]:
         """Maps features ``[rows, tokens, input_dim]`` to float32 ``[rows, tokens, dim]``; finite where padded."""
-        config, input_dim = self.config, sequence.features.shape[-1]
-        mean = self.variable("statistics", "mean", jnp.zeros, (input_dim,)).value[None, None]
-        scale = self.variable("statistics", "scale", jnp.ones, (input_dim,)).value[None, None]
-        is_token = (sequence.segment_ids > 0)[..., None]
-        features = jnp.where(is_token, (sequence.features.astype(jnp.float32) - mean) * scale, 0.0)
+        config = self.config
+        features = standardized(self, sequence)
         states = Dense(
             config.dim,
             ("features", "embed"),
@@ -146,8 +157,8 @@ class CrossModalLayer(nn.Module):
         Args:
             states: per modality ``[rows, tokens, dim]`` float32.
             self_masks: per modality, which of its tokens each of its tokens may attend to.
-            cross_masks: per modality, which tokens of the others, concatenated in order, each may attend to; empty when
-                there is one modality: then there is no cross-attention.
+            cross_masks: per modality, which tokens of the others, concatenated in order, each may attend to; empty
+                where there is no cross-attention: with one modality, or when it is switched off.
             is_training: whether dropout is on.
         """
         config = self.config
@@ -196,7 +207,7 @@ class CrossModalTransformer(nn.Module):
         """
         self_masks = {name: attendable(ids, ids) for name, ids in segment_ids.items()}
         cross_masks = {}
-        if len(states) > 1:
+        if len(states) > 1 and self.config.cross_attention:
             for name, ids in segment_ids.items():
                 others = jnp.concatenate(
                     [segment_ids[other] for other in ordered(segment_ids) if other != name], axis=1
@@ -243,7 +254,8 @@ class ModalityWeighting(nn.Module):
 
     Attributes:
         kind: "additive": ``w_m . tanh(W_m v_m + b_m)`` for each modality; "concatenation": one such scorer for all, on
-            the concatenated vectors; "scalars": one learned number for each modality.
+            the concatenated vectors; "scalars": one learned number for each modality; "uniform": the same for all that
+            are present, nothing learned (an ablation).
     """
 
     kind: str
@@ -261,7 +273,9 @@ class ModalityWeighting(nn.Module):
             is_present: ``[batch, modalities]`` bool, one column for each entry of ``vectors``.
         """
         names = ordered(vectors)
-        if self.kind == "scalars":
+        if self.kind == "uniform":
+            scores = jnp.zeros((1, len(names)), jnp.float32)
+        elif self.kind == "scalars":
             init = with_axes(nn.initializers.zeros)
             scores = jnp.stack([self.param(f"{name}_score", init, ()) for name in names])[None]
         elif self.kind == "concatenation":

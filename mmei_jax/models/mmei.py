@@ -1,11 +1,11 @@
 """MMEI, assembled: Eq. 1-5, and the embeddings of Eq. 7."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mmei_jax.config import ModelConfig
 from mmei_jax.encoders.transformer import Dense, with_axes
@@ -14,6 +14,8 @@ from mmei_jax.models.fusion import (
     ModalityEmbedding,
     ModalityWeighting,
     Pooling,
+    SegmentIds,
+    States,
     hide_modalities,
     ordered,
     record_membership,
@@ -68,8 +70,27 @@ class Tasks:
         return tuple(name for name, on in is_on.items() if on)
 
 
+class Fusion(NamedTuple):
+    """What the heads read.
+
+    Attributes:
+        vectors: ``[batch, modalities, dim]`` float32; 0 where absent.
+        is_present: ``[batch, modalities]`` bool, in the order of :data:`~mmei_jax.types.MODALITIES`.
+        weights: ``[batch, modalities]`` float32; 0 where absent.
+        fused: ``[batch, dim]`` float32, F of Eq. 3 or what stands for it.
+    """
+
+    vectors: Float[Array, "batch modalities dim"]
+    is_present: Bool[Array, "batch modalities"]
+    weights: Float[Array, "batch modalities"]
+    fused: Float[Array, "batch dim"]
+
+
 class Mmei(nn.Module):
     """Multi-modal emotion and intent recognition, with embeddings for recommendation.
+
+    The other architectures of :mod:`mmei_jax.models.baselines` replace :meth:`set_up_fusion` and :meth:`fuse`, and keep
+    inputs, heads and towers.
 
     Variables: ``params``, and ``statistics`` (per modality ``mean`` and ``scale``, constants that standardise the
     features). Generators when training: ``dropout`` and ``modality_dropout``.
@@ -84,22 +105,25 @@ class Mmei(nn.Module):
 
     def setup(self) -> None:
         """Names the submodules; parameter paths follow (``embed_vision/projection/kernel``)."""
+        self.set_up_fusion()
         config, tasks = self.config, self.tasks
-        inputs = tasks.inputs()
-        self.embed = {name: ModalityEmbedding(config, spec.max_tokens) for name, spec in inputs.items()}
-        self.cross_modal = CrossModalTransformer(config)
-        self.pool = {name: Pooling(config.pooling) for name in inputs}
-        self.weighting = ModalityWeighting(config.modality_weighting)
         self.emotion_head = TaskHead(config, tasks.num_emotions)
         if tasks.num_intents is not None:
             self.intent_head = TaskHead(config, tasks.num_intents)
         if tasks.has_ranking:
-            axes = ("embed", "features")
-            self.user_projection = Dense(config.embedding_dim, axes, compute_dtype=config.compute_dtype)
+            self.user_projection = make_user_projection(config)
             self.content_tower = ContentTower(config, tasks.num_kinds)
         if tasks.learns_task_weights:
             init = with_axes(nn.initializers.zeros, "classes")
             self.task_log_variances = self.param("task_log_variances", init, (len(tasks.names()),))
+
+    def set_up_fusion(self) -> None:
+        """Names the submodules of :meth:`fuse`."""
+        config, inputs = self.config, self.tasks.inputs()
+        self.embed = {name: ModalityEmbedding(config, spec.max_tokens) for name, spec in inputs.items()}
+        self.cross_modal = CrossModalTransformer(config)
+        self.pool = {name: Pooling(config.pooling) for name in inputs}
+        self.weighting = ModalityWeighting(config.modality_weighting)
 
     def __call__(self, batch: Batch, *, is_training: bool) -> Outputs:
         """Everything the model says about a batch; float32 throughout.
@@ -122,30 +146,22 @@ class Mmei(nn.Module):
         rate = self.config.modality_dropout_rate
         if is_training and len(segment_ids) > 1 and not (isinstance(rate, int | float) and rate == 0.0):
             segment_ids = hide_modalities(self.make_rng("modality_dropout"), segment_ids, num_segments, rate)
-        vectors, present = self._modality_vectors(sequences, segment_ids, num_records, is_training)
-        alpha = self.weighting(vectors, jnp.stack([present[name] for name in ordered(present)], axis=-1))
-        weights = _in_order({name: alpha[:, index] for index, name in enumerate(ordered(vectors))})
-        stacked, is_present = _in_order(vectors), _in_order(present)
-        fused = weighted_sum(weights, stacked)
-        emotion, emotion_state = self.emotion_head(fused, stacked, is_present, is_training=is_training)
+        fusion = self.fuse(sequences, segment_ids, num_records, is_training=is_training)
+        read = (fusion.fused, fusion.vectors, fusion.is_present)
+        emotion, emotion_state = self.emotion_head(*read, is_training=is_training)
         intent = intent_state = None
         if self.tasks.num_intents is not None:
-            intent, intent_state = self.intent_head(fused, stacked, is_present, is_training=is_training)
+            intent, intent_state = self.intent_head(*read, is_training=is_training)
         user = positive = slate = None
         if self.tasks.has_ranking:
-            user = self._embed_users(fused, emotion_state, intent_state)
-            if batch.ranking is not None:
-                positive = self.content_tower(batch.ranking.positive)
-                slate = None if batch.ranking.slate is None else self.content_tower(batch.ranking.slate.items)
-            elif self.is_initializing():
-                empty = Items(jnp.zeros((1, self.tasks.item_dim)), jnp.zeros(1, jnp.int32))
-                self.content_tower(empty)
+            user = self._embed_users(fusion.fused, emotion_state, intent_state)
+            positive, slate = embed_targets(self.content_tower, batch, self.tasks)
         return Outputs(
             emotion=emotion[:, 0] if self.tasks.emotion == "regression" else emotion,
             intent=intent,
-            modality_weights=weights,
-            modality_vectors=stacked,
-            fused=fused,
+            modality_weights=fusion.weights,
+            modality_vectors=fusion.vectors,
+            fused=fusion.fused,
             emotion_state=emotion_state,
             intent_state=intent_state,
             user_embedding=user,
@@ -157,6 +173,46 @@ class Mmei(nn.Module):
     def embed_items(self, items: Items) -> Float[Array, "*items embedding"]:
         """E_c of Eq. 7 for catalogue items: ``[..., embedding]`` float32. Needs a model with ranking."""
         return self.content_tower(items)
+
+    def fuse(
+        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, num_records: int, *, is_training: bool
+    ) -> Fusion:
+        """Eq. 1 to 3: from tokens to what the heads read.
+
+        Args:
+            sequences: per modality that the model reads.
+            segment_ids: of the same modalities, those of hidden ones turned into padding.
+            num_records: of the batch.
+            is_training: whether dropout is on.
+        """
+        states = self.embed_tokens(sequences, segment_ids, is_training=is_training)
+        states = self.cross_modal(states, segment_ids, is_training=is_training)
+        vectors, present = self.pool_records(states, segment_ids, num_records)
+        alpha = self.weighting(vectors, jnp.stack([present[name] for name in ordered(present)], axis=-1))
+        weights = in_order({name: alpha[:, index] for index, name in enumerate(ordered(vectors))})
+        stacked = in_order(vectors)
+        return Fusion(stacked, in_order(present), weights, weighted_sum(weights, stacked))
+
+    def embed_tokens(
+        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, *, is_training: bool
+    ) -> States:
+        """Eq. 1 per modality: ``[rows, tokens, dim]`` float32."""
+        return {
+            name: self.embed[name](TokenSequence(sequence.features, segment_ids[name]), is_training=is_training)
+            for name, sequence in sequences.items()
+        }
+
+    def pool_records(
+        self, states: States, segment_ids: SegmentIds, num_records: int
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Per modality that the model reads, pooled vectors ``[batch, dim]`` and ``[batch]`` whether it is present."""
+        vectors, present = {}, {}
+        for name, ids in segment_ids.items():
+            num_segments = num_records // ids.shape[0]
+            pooled = self.pool[name](states[name], ids, num_segments)
+            vectors[name] = pooled.reshape(num_records, self.config.dim)
+            present[name] = record_membership(ids, num_segments).any(axis=-1).reshape(num_records)
+        return vectors, present
 
     def _sequences(self, batch: Batch) -> dict[str, TokenSequence]:
         """The batch's token sequences, checked; one padding token a row for a modality that the batch lacks."""
@@ -183,23 +239,6 @@ class Mmei(nn.Module):
             sequences[name] = given[name]
         return sequences
 
-    def _modality_vectors(
-        self, sequences: dict[str, TokenSequence], segment_ids: dict[str, Array], num_records: int, is_training: bool
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Per modality that the model reads, pooled vectors ``[batch, dim]`` and ``[batch]`` whether it is present."""
-        states = {}
-        for name, sequence in sequences.items():
-            visible = TokenSequence(sequence.features, segment_ids[name])
-            states[name] = self.embed[name](visible, is_training=is_training)
-        states = self.cross_modal(states, segment_ids, is_training=is_training)
-        vectors, present = {}, {}
-        for name, ids in segment_ids.items():
-            num_segments = num_records // ids.shape[0]
-            pooled = self.pool[name](states[name], ids, num_segments)
-            vectors[name] = pooled.reshape(num_records, self.config.dim)
-            present[name] = record_membership(ids, num_segments).any(axis=-1).reshape(num_records)
-        return vectors, present
-
     def _embed_users(self, fused: Array, emotion_state: Array, intent_state: Array | None) -> Array:
         """F_u of Eq. 7: projection of [F; emotion-head state; intent-head state]."""
         parts = [part for part in (fused, emotion_state, intent_state) if part is not None]
@@ -207,7 +246,25 @@ class Mmei(nn.Module):
         return finish_embedding(embedding, self.config.normalize_embeddings)
 
 
-def _in_order(parts: dict[str, Array]) -> Array:
+def make_user_projection(config: ModelConfig, name: str | None = None) -> Dense:
+    """The projection of Eq. 7's F_u, not yet applied."""
+    return Dense(config.embedding_dim, ("embed", "features"), compute_dtype=config.compute_dtype, name=name)
+
+
+def embed_targets(tower: ContentTower, batch: Batch, tasks: Tasks) -> tuple[Array | None, Array | None]:
+    """E_c of the batch's positives and of its slates, each None where the batch has none.
+
+    A tower that is being initialised makes its parameters in any case.
+    """
+    if batch.ranking is not None:
+        slate = batch.ranking.slate
+        return tower(batch.ranking.positive), None if slate is None else tower(slate.items)
+    if tower.is_initializing():
+        tower(Items(jnp.zeros((1, tasks.item_dim)), jnp.zeros(1, jnp.int32)))
+    return None, None
+
+
+def in_order(parts: dict[str, Array]) -> Array:
     """Stacks ``[batch, ...]`` arrays on axis 1 in the order of MODALITIES; zeros for a modality that is not read."""
     absent = jnp.zeros_like(next(iter(parts.values())))
     return jnp.stack([parts.get(name, absent) for name in MODALITIES], axis=1)

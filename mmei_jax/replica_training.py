@@ -1,0 +1,405 @@
+"""Trains replicas to their end: evaluation, best variables and early stopping of each, memory, checkpoints.
+
+Everything is done for all replicas of a group at once. A group is as many replicas as the memory of the devices takes;
+what is left follows in further groups.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mmei_jax import input_pipeline
+from mmei_jax.checkpointing import ReplicaCheckpointer
+from mmei_jax.config import Config
+from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
+from mmei_jax.metrics import is_smaller_better
+from mmei_jax.record_table import RecordTable, read_table
+from mmei_jax.records import Dataset
+from mmei_jax.replicas import ReplicaReport, Replicas, ReplicaState
+from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
+from mmei_jax.state import Variables, build_model_for, tasks_of
+from mmei_jax.types import InputError
+from mmei_jax.workdir import StopRequest, write_json
+
+# Share of a device's memory that replicas may take: the rest is for evaluation and for what the prediction leaves out.
+_USABLE_MEMORY = 0.8
+
+
+class Stopped(Exception):
+    """A signal ended training; what was done is saved."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How replicas are sent to the devices.
+
+    Attributes:
+        updates_per_dispatch: updates of one program.
+        memory_limit_bytes: of one device; 0 takes what there is.
+    """
+
+    updates_per_dispatch: int
+    memory_limit_bytes: int
+
+
+@dataclass
+class ReplicaProgress:
+    """What is known of each replica of a group; JSON values, saved with every checkpoint.
+
+    Attributes:
+        best_values: the best value of ``train.best_metric``; None before the first evaluation, and for a replica whose
+            loss was not finite before it.
+        best_steps: the updates after which it was reached; 0 before.
+        best_metrics: all validation metrics of that moment.
+        evaluations_since_best: for early stopping.
+        has_diverged: whether a loss was not finite.
+        history: of every evaluation the step, the value and the mean training loss since the one before, per replica.
+        updates_per_second: of one replica's updates, all replicas together, without compilation; 0 before the second
+            dispatch.
+    """
+
+    best_values: list[float | None]
+    best_steps: list[int]
+    best_metrics: list[dict[str, float]]
+    evaluations_since_best: list[int]
+    has_diverged: list[bool]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    updates_per_second: float = 0.0
+
+    @classmethod
+    def fresh(cls, count: int) -> "ReplicaProgress":
+        """Of ``count`` replicas that have done nothing."""
+        return cls([None] * count, [0] * count, [{} for _ in range(count)], [0] * count, [False] * count)
+
+
+@dataclass(frozen=True)
+class ReplicaResult:
+    """Trained replicas.
+
+    Attributes:
+        varied: by key, each replica's value.
+        progress: of all groups, joined.
+        variables: each replica's best, every array with a leading axis of replicas, on the host.
+    """
+
+    varied: dict[str, list[int | float]]
+    progress: ReplicaProgress
+    variables: Variables
+
+
+def train_replicas(
+    config: Config,
+    varied: Mapping[str, Sequence[int | float]],
+    dataset: Dataset,
+    folder: Path,
+    budget: Budget,
+    stop: StopRequest,
+    *,
+    title: str,
+) -> ReplicaResult:
+    """Trains replicas, or goes on where an earlier call in ``folder`` stopped.
+
+    Args:
+        config: what they share; its splits, evaluation and patience hold for each.
+        varied: by key of :data:`mmei_jax.replicas.VARIED_KEYS`, one value for each replica, "seed" among them.
+        dataset: that of ``config``.
+        folder: receives checkpoints and ``group_<n>.json``.
+        budget: memory and dispatches.
+        stop: becomes true when training shall end.
+        title: begins every line of progress.
+
+    Raises:
+        InputError: configuration and data do not fit; ``folder`` holds another training; or one replica alone does not
+            fit the memory.
+        Stopped: a signal came; everything done is saved.
+    """
+    input_pipeline.check(dataset, config)
+    trainer = _Trainer(config, dataset, budget, stop)
+    count = len(varied["seed"])
+    sizes = trainer.group_sizes(varied, folder)
+    results, start = [], 0
+    for index, size in enumerate(sizes):
+        part = {key: list(values[start : start + size]) for key, values in varied.items()}
+        label = title if len(sizes) == 1 else f"{title}, replicas {start + 1} to {start + size} of {count}"
+        results.append(trainer.train(part, folder / f"group_{index}", label))
+        start += size
+    progress = ReplicaProgress.fresh(0)
+    for _, found in results:
+        for name in ("best_values", "best_steps", "best_metrics", "evaluations_since_best", "has_diverged"):
+            getattr(progress, name).extend(getattr(found, name))
+        progress.history.append({"evaluations": found.history, "updates_per_second": found.updates_per_second})
+    variables: Variables = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(found for found, _ in results))
+    return ReplicaResult({key: list(values) for key, values in varied.items()}, progress, variables)
+
+
+class _Trainer:
+    """What all groups share: the data on the devices, the evaluator."""
+
+    def __init__(self, config: Config, dataset: Dataset, budget: Budget, stop: StopRequest) -> None:
+        self._config, self._dataset, self._budget, self._stop = config, dataset, budget, stop
+        self._split = dataset.split(*config.data.train_splits)
+        self._tasks = tasks_of(config, dataset)
+        self._class_weights = emotion_class_weights(config.loss, dataset)
+        self._host_table = read_table(self._split, config, input_pipeline.ranking_statistics(dataset, config))
+        self._statistics = {}
+        if config.data.standardize:
+            self._statistics = {
+                name: input_pipeline.feature_statistics(
+                    self._split, name, max_tokens=getattr(config.data.max_tokens, name)[-1]
+                )
+                for name in config.data.modalities
+            }
+        self._is_smaller_better = is_smaller_better(config.train.best_metric)
+
+    def group_sizes(self, varied: Mapping[str, Sequence[int | float]], folder: Path) -> list[int]:
+        """How many replicas train together; as the folder says where training has begun.
+
+        Raises:
+            InputError: one replica does not fit the memory, or the folder belongs to another training.
+        """
+        path, count = folder / "groups.json", len(varied["seed"])
+        identity = {
+            "config": self._config.to_json(),
+            "varied": {key: list(values) for key, values in varied.items()},
+            "manifest_sha256": manifest_fingerprint(self._dataset),
+        }
+        identity = json.loads(json.dumps(identity))
+        if path.exists():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if saved["identity"] != identity:
+                raise InputError(
+                    f"{path}: begun with another configuration or data set; expected the same, or another --workdir"
+                )
+            return list(saved["sizes"])
+        limit = self._budget.memory_limit_bytes or _memory_of_a_device()
+        size, bytes_needed = count, 0
+        while True:
+            replicas = self._replicas(_padded(varied, slice(0, size), _mesh_for(size).size), _mesh_for(size))
+            bytes_needed = replicas.peak_bytes(self._table_shapes(replicas.mesh), self._budget.updates_per_dispatch)
+            print(
+                f"{folder}: {size} replicas on {replicas.mesh.size} device(s): {bytes_needed / 2**30:.2f} GiB "
+                f"predicted for each, which has {limit / 2**30:.2f} GiB",
+                flush=True,
+            )
+            if bytes_needed <= _USABLE_MEMORY * limit:
+                break
+            if size <= _mesh_for(size).size:
+                raise InputError(
+                    f"{size} replicas need {bytes_needed / 2**30:.2f} GiB on a device: expected at most "
+                    f"{_USABLE_MEMORY * limit / 2**30:.2f} GiB; a smaller batch, model or data set fits"
+                )
+            fitting = int(size * _USABLE_MEMORY * limit / bytes_needed)
+            size = max(_mesh_for(size).size, min(size - 1, fitting))
+        num_groups = -(-count // size)
+        sizes = [len(part) for part in np.array_split(np.arange(count), num_groups)]
+        write_json(path, {"sizes": sizes, "identity": identity, "predicted_bytes": bytes_needed})
+        return sizes
+
+    def train(
+        self, varied: dict[str, list[int | float]], folder: Path, title: str
+    ) -> tuple[Variables, ReplicaProgress]:
+        """One group; returns its best variables on the host."""
+        count, mesh = len(varied["seed"]), _mesh_for(len(varied["seed"]))
+        replicas = self._replicas(_padded(varied, slice(None), mesh.size), mesh)
+        evaluator = Evaluator(build_model_for(self._config, self._tasks), self._config, self._dataset, mesh)
+        table: RecordTable = jax.device_put(self._host_table, replicated(mesh))
+        with closing(ReplicaCheckpointer(folder)) as checkpointer:
+            state = replicas.initial_state(self._statistics)
+            best = jax.tree.map(jnp.copy, state.train.variables)
+            progress, step = ReplicaProgress.fresh(count), 0
+            if checkpointer.latest_step is not None:
+                state, best, saved = checkpointer.restore(*(_shapes(tree) for tree in (state, best)))
+                progress, step = ReplicaProgress(**saved), checkpointer.latest_step
+            if step < replicas.num_steps:
+                print(f"{title}: from update {step} of {replicas.num_steps}", flush=True)
+            clock = _Clock()
+            while step < replicas.num_steps and bool(jax.device_get(state.is_active)[:count].any()):
+                stop_step = self._next_evaluation(step, replicas.num_steps)
+                state, loss = self._advance(replicas, state, table, step, stop_step, clock)
+                step = stop_step
+                splits = self._config.data.validation_splits
+                figures = evaluator.measure_replicas(state.train.variables, splits)[:count]
+                is_active = jax.device_get(state.is_active)[:count]
+                is_better, goes_on = self._note(progress, step, figures, loss[:count], is_active)
+                best = _keep_best(best, state.train.variables, _on_replicas(is_better, mesh))
+                state = ReplicaState(train=state.train, is_active=_on_replicas(goes_on, mesh))
+                progress.updates_per_second = clock.rate(count)
+                checkpointer.save(step, state, best, asdict(progress))
+                self._tell(title, progress, step, replicas.num_steps, clock)
+                if self._stop:
+                    raise Stopped
+            variables: Variables = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(best))
+        return variables, progress
+
+    def _replicas(self, varied: Mapping[str, Sequence[int | float]], mesh: Mesh) -> Replicas:
+        return Replicas(self._config, varied, self._tasks, self._split, mesh, self._class_weights)
+
+    def _table_shapes(self, mesh: Mesh) -> RecordTable:
+        shapes: RecordTable = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), self._host_table
+        )
+        return shapes
+
+    def _next_evaluation(self, step: int, num_steps: int) -> int:
+        """The update after which ``evaluate_every_epochs`` more passes are complete, as in ``training.py``."""
+        records = self._config.train.evaluate_every_epochs * self._split.num_records
+        size = self._config.data.batch_size
+        passes = step * size // records + 1
+        return min(num_steps, -(-passes * records // size))
+
+    def _advance(
+        self, replicas: Replicas, state: ReplicaState, table: RecordTable, start: int, stop: int, clock: "_Clock"
+    ) -> tuple[ReplicaState, np.ndarray]:
+        """The updates from ``start`` to ``stop``; returns the mean loss of each replica over them."""
+        losses: list[ReplicaReport] = []
+        most = self._budget.updates_per_dispatch
+        plan = replicas.plan(start, min(start + most, stop))
+        for begin in range(start, stop, most):
+            end = min(begin + most, stop)
+            with clock.dispatch((end - begin, *(leaf.shape for leaf in jax.tree.leaves(plan))), end - begin):
+                state, report = replicas.update(state, replicas.settings, table, plan)
+                losses.append(report)
+                if end < stop:
+                    # While the devices are at work, the host plans what comes next.
+                    plan = replicas.plan(end, min(end + most, stop))
+                jax.block_until_ready(report.loss)
+        means = np.concatenate([jax.device_get(report.loss) for report in losses], axis=1).mean(axis=1)
+        return state, means
+
+    def _note(
+        self,
+        progress: ReplicaProgress,
+        step: int,
+        figures: list[dict[str, float]],
+        loss: np.ndarray,
+        is_active: np.ndarray,
+    ) -> tuple[list[bool], list[bool]]:
+        """Enters an evaluation; returns which replicas are better than ever, and which go on."""
+        name = self._config.train.best_metric.removeprefix("validation/")
+        if name not in figures[0]:
+            known = ", ".join(sorted(f"validation/{key}" for key in figures[0]))
+            raise InputError(f"config.train.best_metric = 'validation/{name}': expected one of {known}")
+        is_better, goes_on = [], []
+        for index, found in enumerate(figures):
+            value, best = found[name], progress.best_values[index]
+            progress.has_diverged[index] |= not math.isfinite(loss[index])
+            counts = bool(is_active[index]) and math.isfinite(value)
+            better = counts and (best is None or (value < best if self._is_smaller_better else value > best))
+            if better:
+                progress.best_values[index], progress.best_steps[index] = value, step
+                progress.best_metrics[index] = {key: number for key, number in found.items() if math.isfinite(number)}
+            since = 0 if better else progress.evaluations_since_best[index] + 1
+            progress.evaluations_since_best[index] = since
+            patience = self._config.train.patience_evaluations
+            is_better.append(better)
+            goes_on.append(bool(is_active[index]) and not 0 < patience <= since)
+        progress.history.append(
+            {
+                "step": step,
+                "value": [found[name] for found in figures],
+                "loss": [float(value) if math.isfinite(value) else None for value in loss],
+                "is_active": goes_on,
+            }
+        )
+        return is_better, goes_on
+
+    def _tell(self, title: str, progress: ReplicaProgress, step: int, num_steps: int, clock: "_Clock") -> None:
+        last = progress.history[-1]
+        values = np.array(last["value"])
+        rate = progress.updates_per_second
+        left = f", {(num_steps - step) * len(values) / rate:.0f} s left" if rate else ""
+        diverged = sum(progress.has_diverged)
+        print(
+            f"{title}: update {step} of {num_steps}: {self._config.train.best_metric} {values.mean():.4f} "
+            f"({values.min():.4f} to {values.max():.4f}), {sum(last['is_active'])} of {len(values)} replicas go on, "
+            + (f"{diverged} diverged, " if diverged else "")
+            + f"{rate * self._config.data.batch_size:,.0f} records/s{left}",
+            flush=True,
+        )
+
+
+class _Clock:
+    """Time of dispatches whose program had run before."""
+
+    def __init__(self) -> None:
+        self._known: set[Any] = set()
+        self._seconds, self._updates = 0.0, 0
+
+    def dispatch(self, key: Any, num_updates: int) -> "_Dispatch":
+        return _Dispatch(self, key, num_updates)
+
+    def note(self, key: Any, seconds: float, num_updates: int) -> None:
+        if key in self._known:
+            self._seconds += seconds
+            self._updates += num_updates
+        self._known.add(key)
+
+    def rate(self, count: int) -> float:
+        """Updates of single replicas per second; 0 before any program ran twice."""
+        return count * self._updates / self._seconds if self._seconds else 0.0
+
+
+@dataclass
+class _Dispatch:
+    clock: _Clock
+    key: Any
+    num_updates: int
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.note(self.key, time.perf_counter() - self.started, self.num_updates)
+
+
+@jax.jit
+def _keep_best(best: Variables, now: Variables, is_better: jax.Array) -> Variables:
+    def choose(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(is_better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(choose, best, now)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+def _on_replicas(values: list[bool], mesh: Mesh) -> jax.Array:
+    """One flag for each replica, False for those that only complete a multiple of the devices."""
+    padded = np.zeros(-(-len(values) // mesh.size) * mesh.size, bool)
+    padded[: len(values)] = values
+    return jax.device_put(padded, batch_sharding(mesh))
+
+
+def _mesh_for(count: int) -> Mesh:
+    """All devices, or as many as there are replicas."""
+    return mesh_over(jax.devices()[:count]) if count < jax.device_count() else make_evaluation_mesh()
+
+
+def _padded(varied: Mapping[str, Sequence[int | float]], part: slice, multiple: int) -> dict[str, list[int | float]]:
+    """The replicas of a part; the last one again, up to a multiple of the devices."""
+    chosen = {key: list(values[part]) for key, values in varied.items()}
+    missing = -len(chosen["seed"]) % multiple
+    return {key: values + values[-1:] * missing for key, values in chosen.items()}
+
+
+def _memory_of_a_device() -> int:
+    """Bytes that a device offers; of the host's memory its share, where the devices are the host's."""
+    device: Any = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return 1024 * available // jax.device_count()

@@ -1,0 +1,235 @@
+"""Many runs of one model as one program: ``vmap`` over replicas of state and record order.
+
+A replica is an ordinary run in every respect but that its steps are compiled together with those of others: the same
+update (:mod:`mmei_jax.train_step`), the same order of records, the same generators. Replicas differ in their seed and
+in the numbers of :data:`VARIED_KEYS`. The split lies on the devices (:mod:`mmei_jax.record_table`), several updates go
+out in one dispatch, and replicas are spread over the devices without any communication between them.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from mmei_jax.config import Config
+from mmei_jax.input_pipeline import ShuffledOrder, num_steps
+from mmei_jax.models.mmei import Tasks
+from mmei_jax.optimizer import make_optimizer, make_schedule
+from mmei_jax.record_table import BatchPlan, Planner, RecordTable, gather_batch
+from mmei_jax.records import Split
+from mmei_jax.sharding import batch_sharding, spread_over
+from mmei_jax.state import build_model_for, initialize, variable_shapes, with_statistics
+from mmei_jax.train_step import make_train_step, step_compiler_options
+from mmei_jax.types import InputError, TrainState
+
+# Numbers in which replicas may differ; all others are part of the one program.
+VARIED_KEYS = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "model.dropout_rate",
+    "model.modality_dropout_rate",
+    "loss.recognition_weight",
+    "loss.ranking_weight",
+    "loss.temperature",
+)
+
+
+@struct.dataclass
+class ReplicaState:
+    """Everything that training replicas changes; every array has a leading axis of replicas.
+
+    Attributes:
+        train: the states.
+        is_active: False for a replica that has stopped: its state stays as it is. A replica whose loss is not finite
+            stops by itself, before that update.
+    """
+
+    train: TrainState
+    # Any, here and below: arrays, their shapes, and one replica's part of them.
+    is_active: Any
+
+
+@struct.dataclass
+class ReplicaReport:
+    """What a dispatch tells the host, which fetches it late.
+
+    Attributes:
+        loss: ``[replicas, steps]`` float32, Eq. 6; of a replica that has stopped, what its next loss would be.
+        task_losses: by task, ``[replicas, steps]`` float32 means.
+        is_active: ``[replicas]`` after the last step.
+    """
+
+    loss: Any
+    task_losses: dict[str, Any]
+    is_active: Any
+
+
+def replace_key(config: Config, key: str, value: Any) -> Config:
+    """The configuration with one value replaced, which may be traced; nothing is checked."""
+    group, _, name = key.rpartition(".")
+    if not group:
+        return dataclasses.replace(config, **{name: value})
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
+
+
+class Replicas:
+    """Replicas of one configuration, and the programs that train them.
+
+    Args:
+        config: what they share.
+        varied: by key of :data:`VARIED_KEYS`, one value for each replica; with "seed" in any case.
+        tasks: inputs and tasks of the model.
+        split: training records.
+        mesh: devices over which the replicas are spread; their number divides that of the replicas.
+        class_weights: ``[emotions]`` float32 of the emotion loss, or None.
+
+    Raises:
+        InputError: a key cannot differ between replicas, or there is not one value for each.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        varied: Mapping[str, Sequence[int | float]],
+        tasks: Tasks,
+        split: Split,
+        mesh: Mesh,
+        class_weights: Float[Array, "emotions"] | None = None,
+    ) -> None:
+        self.config, self.mesh, self._tasks, self._class_weights = config, mesh, tasks, class_weights
+        self.seeds = [int(seed) for seed in varied["seed"]]
+        for key, values in varied.items():
+            if key not in VARIED_KEYS:
+                raise InputError(f"{key!r} cannot differ between replicas; expected one of {', '.join(VARIED_KEYS)}")
+            if len(values) != len(self.seeds):
+                raise InputError(f"{len(values)} values of {key} for {len(self.seeds)} replicas: expected one for each")
+        if len(self.seeds) % mesh.size:
+            raise InputError(f"{len(self.seeds)} replicas: expected a multiple of the {mesh.size} devices")
+        # A number that all share stays a constant of the program: a rate of 0 then costs nothing.
+        shared = {key: values[0] for key, values in varied.items() if len(set(values)) == 1 and key != "seed"}
+        for key, value in shared.items():
+            self.config = replace_key(self.config, key, value)
+        sharding = batch_sharding(mesh)
+        self.settings = {
+            key: jax.device_put(np.asarray(values, np.uint32 if key == "seed" else np.float32), sharding)
+            for key, values in varied.items()
+            if key not in shared
+        }
+        self.num_steps = num_steps(split.num_records, config.data.batch_size, config.train.num_epochs)
+        self._steps_per_epoch = split.num_records / config.data.batch_size
+        self.model = build_model_for(self.config, tasks)
+        self._shapes = variable_shapes(self.model)
+        self._planner = Planner(split, config)
+        self._orders = [
+            ShuffledOrder(
+                num_records=split.num_records,
+                batch_size=config.data.batch_size,
+                num_batches=self.num_steps,
+                seed=seed,
+            )
+            for seed in self.seeds
+        ]
+        self.update = self._jit_update()
+
+    def initial_state(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> ReplicaState:
+        """Fresh states, each from its replica's seed.
+
+        Args:
+            statistics: by modality, ``[dim]`` mean and factor that standardise its features; the same for all.
+        """
+
+        def one(settings: dict[str, Array]) -> TrainState:
+            config = self._configured(settings)
+            variables = initialize(build_model_for(config, self._tasks), config.seed)
+            constants = with_statistics(variables["statistics"], statistics)
+            return TrainState(
+                step=jnp.zeros((), jnp.int32),
+                parameters=variables["params"],
+                statistics=constants,
+                optimizer_state=self._optimizer(config).init(variables["params"]),
+            )
+
+        train = jax.jit(jax.vmap(one), out_shardings=batch_sharding(self.mesh))(self.settings)
+        is_active = jax.device_put(np.ones(len(self.seeds), bool), batch_sharding(self.mesh))
+        return ReplicaState(train=train, is_active=is_active)
+
+    def plan(self, start: int, stop: int) -> BatchPlan:
+        """What the updates from ``start`` to ``stop`` read: ``[replicas, steps, ...]``, on the devices."""
+        batches = [order[step] for order in self._orders for step in range(start, stop)]
+        plan = self._planner.plan(batches)
+        shape = (len(self.seeds), stop - start)
+        split = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), plan)
+        placed: BatchPlan = jax.device_put(split, batch_sharding(self.mesh))
+        return placed
+
+    def peak_bytes(self, table: RecordTable, num_steps: int) -> int:
+        """What the program of ``num_steps`` updates needs on each device, as the compiler counts it before it runs.
+
+        Args:
+            table: shapes with shardings.
+            num_steps: updates of one dispatch.
+        """
+        state = jax.eval_shape(self.initial_state, {})
+        lowered = self.update.lower(state, self.settings, table, self.plan(0, min(num_steps, self.num_steps)))
+        found = lowered.compile().memory_analysis()
+        return int(
+            found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            + found.temp_size_in_bytes
+            - found.alias_size_in_bytes
+        )
+
+    def _configured(self, settings: Mapping[str, Array]) -> Config:
+        """One replica's configuration, with traced numbers."""
+        config = self.config
+        for key, value in settings.items():
+            config = replace_key(config, key, value)
+        return config
+
+    def _optimizer(self, config: Config) -> Any:
+        schedule = make_schedule(config.optimizer, num_steps=self.num_steps, steps_per_epoch=self._steps_per_epoch)
+        return make_optimizer(config.optimizer, self._shapes["params"], schedule)
+
+    def _jit_update(self) -> Any:
+        """The jitted ``(state, settings, table, plan) -> (state, report)``: as many updates as the plan has steps.
+
+        It overwrites the state that it is given.
+        """
+        sharding = batch_sharding(self.mesh)
+
+        def one(
+            state: ReplicaState, settings: dict[str, Array], table: RecordTable, plan: BatchPlan
+        ) -> tuple[ReplicaState, ReplicaReport]:
+            config = self._configured(settings)
+            model = build_model_for(config, self._tasks)
+            step = make_train_step(
+                model, self._optimizer(config), config, self._class_weights, parameters=self._shapes["params"]
+            )
+
+            def body(state: ReplicaState, plan: BatchPlan) -> tuple[ReplicaState, Any]:
+                new, report = step(state.train, gather_batch(table, plan))
+                is_active = state.is_active & jnp.isfinite(report.loss)
+                kept = jax.tree.map(lambda after, before: jnp.where(is_active, after, before), new, state.train)
+                means = {
+                    task: total / jnp.maximum(report.task_counts[task], 1.0)
+                    for task, total in report.task_totals.items()
+                }
+                return ReplicaState(train=kept, is_active=is_active), (report.loss, means)
+
+            state, (loss, means) = jax.lax.scan(body, state, plan)
+            return state, ReplicaReport(loss=loss, task_losses=means, is_active=state.is_active)
+
+        mapped = spread_over(self.mesh, jax.vmap(one, in_axes=(0, 0, None, 0)), is_split=(True, True, False, True))
+        return jax.jit(
+            mapped,
+            donate_argnums=0,
+            out_shardings=sharding,
+            compiler_options=step_compiler_options(self.mesh.devices.flat[0]),
+        )

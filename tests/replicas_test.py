@@ -1,0 +1,251 @@
+"""Replicas that train as one program are the runs that they would be alone."""
+
+import dataclasses
+import functools
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mmei_jax import input_pipeline
+from mmei_jax.batching import BatchReader
+from mmei_jax.optimizer import make_optimizer, make_schedule
+from mmei_jax.packing import Arranger
+from mmei_jax.record_table import Planner, gather_batch, read_table
+from mmei_jax.records import Dataset
+from mmei_jax.replicas import VARIED_KEYS, Replicas, ReplicaState, replace_key
+from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
+from mmei_jax.state import build_model, initial_state, state_shapes, tasks_of, variable_shapes
+from mmei_jax.train_step import jit_train_step, make_train_step
+from mmei_jax.types import InputError
+from tests import processes, tiny
+
+PACKING = {"records_per_row": 4, "num_rows": (8, 10), "tokens_per_row": {"vision": 28, "audio": 40, "text": 28}}
+VARIED = {
+    "seed": [0, 1, 2**32 - 1],
+    "optimizer.learning_rate": [1e-3, 3e-3, 2e-3],
+    "optimizer.weight_decay": [0.0, 0.1, 0.01],
+    "model.dropout_rate": [0.0, 0.3, 0.1],
+    "model.modality_dropout_rate": [0.2, 0.0, 0.1],
+    "loss.recognition_weight": [1.0, 0.5, 2.0],
+    "loss.ranking_weight": [0.5, 0.0, 1.0],
+    "loss.temperature": [0.1, 0.2, 0.05],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+
+
+def prepare(config, varied, mesh=None):
+    dataset = Dataset.open(config.data.path)
+    split = dataset.split(*config.data.train_splits)
+    mesh = mesh or make_evaluation_mesh()
+    replicas = Replicas(config, varied, tasks_of(config, dataset), split, mesh)
+    table = read_table(split, config, input_pipeline.ranking_statistics(dataset, config))
+    return replicas, jax.device_put(table, replicated(mesh))
+
+
+def train_together(config, varied, num_steps, steps_per_dispatch=None, mesh=None):
+    """States after, and the losses ``[replicas, steps]``."""
+    replicas, table = prepare(config, varied, mesh)
+    state, losses = replicas.initial_state({}), []
+    for start in range(0, num_steps, steps_per_dispatch or num_steps):
+        plan = replicas.plan(start, min(start + (steps_per_dispatch or num_steps), num_steps))
+        state, report = replicas.update(state, replicas.settings, table, plan)
+        losses.append(jax.device_get(report.loss))
+    return state, np.concatenate(losses, axis=1)
+
+
+def train_alone(config, num_steps):
+    """The state after, and the losses ``[steps]``, of an ordinary run."""
+    dataset, mesh = Dataset.open(config.data.path), mesh_over(jax.devices()[:1])
+    model = build_model(config, dataset)
+    num_records = dataset.split(*config.data.train_splits).num_records
+    total = input_pipeline.num_steps(num_records, config.data.batch_size, config.train.num_epochs)
+    schedule = make_schedule(config.optimizer, num_steps=total, steps_per_epoch=num_records / config.data.batch_size)
+    optimizer = make_optimizer(config.optimizer, variable_shapes(model)["params"], schedule)
+    state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
+    step = jit_train_step(make_train_step(model, optimizer, config, None), state_shapes(model, optimizer, mesh))
+    losses = []
+    batches = input_pipeline.train_iterator(dataset, config, batch_sharding(mesh))
+    for _ in range(num_steps):
+        state, report = step(state, next(batches))
+        losses.append(float(report.loss))
+    batches.close()
+    return state, np.array(losses)
+
+
+def logits(config, variables):
+    """Of the validation records, ``[records, emotions + intents]``."""
+    dataset = Dataset.open(config.data.path)
+    model, mesh = build_model(config, dataset), mesh_over(jax.devices()[:1])
+    batches = input_pipeline.evaluation_batches(dataset, config, config.data.validation_splits, batch_sharding(mesh))
+    with_variables = functools.partial(jax.jit(functools.partial(model.apply, is_training=False)), variables)
+    outputs = [jax.device_get(with_variables(batch)) for batch in batches]
+    batches.close()
+    return np.concatenate([np.concatenate([part.emotion, part.intent], axis=1) for part in outputs])
+
+
+def replica(tree, index):
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree)
+
+
+@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["padded", "packed"])
+def test_replica_equals_the_run_of_its_seed_and_numbers(data, packing):
+    config = tiny.config(data, train__num_epochs=6, **({"data__packing": PACKING} if packing else {}))
+    num_steps = 50
+    state, losses = train_together(config, VARIED, num_steps, steps_per_dispatch=7)
+    assert set(VARIED) == set(VARIED_KEYS)
+    for index in range(3):
+        alone = config
+        for key, values in VARIED.items():
+            alone = replace_key(alone, key, values[index])
+        alone_state, expected = train_alone(alone, num_steps)
+        np.testing.assert_allclose(losses[index], expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            logits(config, replica(state.train.variables, index)), logits(config, alone_state.variables), atol=1e-5
+        )
+    # What is compared differs: the replicas learn different things.
+    assert np.abs(losses[0] - losses[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param("multimodal_transformer", marks=pytest.mark.slow),
+        pytest.param("late_fusion", marks=pytest.mark.slow),
+        "pooled_logistic",
+    ],
+)
+def test_replica_of_every_architecture_equals_the_run_of_its_seed(data, architecture):
+    config = tiny.config(data, model__architecture=architecture)
+    _, losses = train_together(config, {"seed": [0, 5]}, 8)
+    for seed, found in zip([0, 5], losses, strict=True):
+        _, expected = train_alone(dataclasses.replace(config, seed=seed), 8)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_stopped_replica_stays_as_it_is_and_one_whose_loss_is_not_finite_stops_alone(data):
+    config = tiny.config(data)
+    varied = {"seed": [0, 1, 0], "optimizer.learning_rate": [1e-3, 1e-3, 1e30]}
+    replicas, table = prepare(config, varied)
+    state = replicas.initial_state({})
+    before = jax.device_get(state.train)
+    state = ReplicaState(train=state.train, is_active=np.array([True, False, True]))
+    state, report = replicas.update(state, replicas.settings, table, replicas.plan(0, 6))
+    after, losses = jax.device_get(state.train), jax.device_get(report.loss)
+    assert list(jax.device_get(state.is_active)) == [True, False, False]
+    jax.tree.map(lambda old, new: np.testing.assert_array_equal(old[1], new[1]), before, after)
+    assert after.step[0] == 6
+    assert after.step[2] < 6
+    assert np.isfinite(losses[:2]).all()
+    assert not np.isfinite(losses[2]).all()
+    assert all(np.isfinite(leaf[2]).all() for leaf in jax.tree.leaves(after.parameters))
+    _, alone = train_alone(replace_key(config, "optimizer.learning_rate", 1e-3), 6)
+    np.testing.assert_allclose(losses[0], alone, rtol=1e-5)
+
+
+TWO_DEVICES = """
+import sys
+import jax, numpy as np
+from tests import tiny
+from tests.replicas_test import train_together
+assert jax.device_count() == 2
+_, losses = train_together(tiny.config(sys.argv[1]), {"seed": [0, 1, 2, 3]}, 5)
+np.save(sys.argv[2], losses)
+"""
+
+
+def test_replicas_on_two_devices_equal_those_on_one(data, tmp_path):
+    path = tmp_path / "losses.npy"
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_DEVICES, str(data), str(path)],
+        env=processes.environment(num_devices=2),
+        cwd=processes.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    _, expected = train_together(tiny.config(data), {"seed": [0, 1, 2, 3]}, 5)
+    np.testing.assert_allclose(np.load(path), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("ranking", ["in_batch_softmax", "listnet", "none"])
+def test_gathered_batch_is_what_the_reader_reads(data, packing, ranking):
+    config = tiny.config(data, loss__ranking=ranking, **({"data__packing": PACKING} if packing else {}))
+    dataset = Dataset.open(data)
+    split, statistics = dataset.split("train"), input_pipeline.ranking_statistics(dataset, config)
+    indices = np.random.default_rng(0).permutation(split.num_records)[: config.data.batch_size]
+    indices[3] = -1
+    layout, places = Arranger(split, config.data, len(indices)).arrange(indices)
+    expected = BatchReader(split, config, statistics).read(places, layout)
+    assert (layout.records_per_row > 1) == packing
+    table = read_table(split, config, statistics)
+    found = gather_batch(table, replica(Planner(split, config).plan([indices]), 0))
+    for name, sequence in expected.sequences().items():
+        ours = getattr(found, name)
+        np.testing.assert_array_equal(ours.segment_ids, sequence.segment_ids)
+        is_token = sequence.segment_ids > 0
+        np.testing.assert_array_equal(np.asarray(ours.features)[is_token], np.asarray(sequence.features)[is_token])
+    is_record = np.asarray(expected.is_record)
+    np.testing.assert_array_equal(found.is_record, is_record)
+    np.testing.assert_array_equal(found.record_index, expected.record_index)
+    for name in ("emotion", "intent"):
+        np.testing.assert_array_equal(getattr(found, name).is_labelled, getattr(expected, name).is_labelled)
+    parts = [(found.emotion, expected.emotion), (found.intent, expected.intent), (found.ranking, expected.ranking)]
+    for ours, theirs in parts:
+        jax.tree.map(
+            lambda one, other: np.testing.assert_array_equal(np.asarray(one)[is_record], np.asarray(other)[is_record]),
+            ours,
+            theirs,
+        )
+    if expected.ranking is not None:
+        for name in ("positive_index", "has_positive", "relevant_index"):
+            np.testing.assert_array_equal(getattr(found.ranking, name), getattr(expected.ranking, name))
+        if ranking == "listnet":
+            np.testing.assert_array_equal(found.ranking.slate.is_shown, expected.ranking.slate.is_shown)
+
+
+def test_batches_planned_together_share_the_larger_layout(data):
+    config = tiny.config(data, data__packing={**PACKING, "num_rows": (6, 8)})
+    split = Dataset.open(data).split("train")
+    total = sum(split.lengths(name) for name in config.data.modalities)
+    order = np.argsort(total, kind="stable")
+    short, long = order[:16], order[-16:]
+    planner = Planner(split, config)
+    alone = planner.plan([short])
+    together = planner.plan([short, long])
+    assert together.record_index.shape[1] > alone.record_index.shape[1]
+    for index, records in enumerate((short, long)):
+        found = together.record_index[index]
+        assert sorted(found[found >= 0]) == sorted(records)
+
+
+@pytest.mark.parametrize(
+    ("varied", "message"),
+    [
+        ({"seed": [0], "model.dim": [8]}, "'model.dim' cannot differ between replicas; expected one of seed, "),
+        ({"seed": [0, 1], "loss.temperature": [0.1]}, "1 values of loss.temperature for 2 replicas"),
+    ],
+)
+def test_what_cannot_differ_is_refused(data, varied, message):
+    with pytest.raises(InputError, match=message):
+        prepare(tiny.config(data), varied)
+
+
+def test_predicted_memory_grows_with_the_replicas(data):
+    config = tiny.config(data)
+    bytes_needed = []
+    for count in (1, 3):
+        replicas, table = prepare(config, {"seed": list(range(count))})
+        bytes_needed.append(replicas.peak_bytes(table, 4))
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(replicas.initial_state({}))) / 3
+    data_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
+    assert bytes_needed[0] > data_bytes + state
+    assert bytes_needed[1] - bytes_needed[0] > 2 * state
