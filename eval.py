@@ -21,13 +21,32 @@ def main() -> int:
     from mmei_jax import compilation_cache
     from mmei_jax.evaluation import evaluate_workdir
     from mmei_jax.reports.report import write_report
+    from mmei_jax.table_training import is_table_workdir
 
     compilation_cache.enable()
     workdir = Path(WORKDIR.value)
-    print(evaluate_workdir(workdir, SPLIT.value, DATA.value), flush=True)
     called_by = shlex.join(["python", "eval.py", *sys.argv[1:]])
+    if is_table_workdir(workdir):
+        return _evaluate_table(workdir, called_by)
+    print(evaluate_workdir(workdir, SPLIT.value, DATA.value), flush=True)
     folder = write_report(workdir, SPLIT.value, DATA.value, command=called_by)
     print(f"report: {folder / 'report.html'}, {folder / 'report.md'}")
+    return 0
+
+
+def _evaluate_table(workdir: Path, called_by: str) -> int:
+    """Every row and seed of a table, and the report on them."""
+    from mmei_jax.host_devices import one_device_per_core
+    from mmei_jax.reports.table_report import write_table_report
+    from mmei_jax.table_evaluation import evaluate_table
+    from mmei_jax.types import InputError
+
+    if SPLIT.value == "train" or DATA.value is not None:
+        raise InputError("--split=train and --data are for the folder of a single run; a table has neither")
+    one_device_per_core()
+    print(f"written: {evaluate_table(workdir, SPLIT.value)}", flush=True)
+    folder = write_table_report(workdir, SPLIT.value, command=called_by)
+    print(f"report: {folder / 'report.html'}, {folder / 'report.md'}, {folder / 'table.csv'}, {folder / 'table.tex'}")
     return 0
 
 

@@ -6,10 +6,9 @@ what is left follows in further groups.
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from jax.sharding import Mesh
 from mmei_jax import input_pipeline
 from mmei_jax.checkpointing import ReplicaCheckpointer
 from mmei_jax.config import Config
+from mmei_jax.device_split import DeviceSplit, read_device_split
 from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
 from mmei_jax.metrics import is_smaller_better
-from mmei_jax.record_table import RecordTable, read_table
 from mmei_jax.records import Dataset
+from mmei_jax.replica_progress import DispatchClock, ReplicaProgress
 from mmei_jax.replicas import ReplicaReport, Replicas, ReplicaState
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import Variables, build_model_for, tasks_of
@@ -50,36 +50,6 @@ class Budget:
 
     updates_per_dispatch: int
     memory_limit_bytes: int
-
-
-@dataclass
-class ReplicaProgress:
-    """What is known of each replica of a group; JSON values, saved with every checkpoint.
-
-    Attributes:
-        best_values: the best value of ``train.best_metric``; None before the first evaluation, and for a replica whose
-            loss was not finite before it.
-        best_steps: the updates after which it was reached; 0 before.
-        best_metrics: all validation metrics of that moment.
-        evaluations_since_best: for early stopping.
-        has_diverged: whether a loss was not finite.
-        history: of every evaluation the step, the value and the mean training loss since the one before, per replica.
-        updates_per_second: of one replica's updates, all replicas together, without compilation; 0 before the second
-            dispatch.
-    """
-
-    best_values: list[float | None]
-    best_steps: list[int]
-    best_metrics: list[dict[str, float]]
-    evaluations_since_best: list[int]
-    has_diverged: list[bool]
-    history: list[dict[str, Any]] = field(default_factory=list)
-    updates_per_second: float = 0.0
-
-    @classmethod
-    def fresh(cls, count: int) -> "ReplicaProgress":
-        """Of ``count`` replicas that have done nothing."""
-        return cls([None] * count, [0] * count, [{} for _ in range(count)], [0] * count, [False] * count)
 
 
 @dataclass(frozen=True)
@@ -150,7 +120,7 @@ class _Trainer:
         self._split = dataset.split(*config.data.train_splits)
         self._tasks = tasks_of(config, dataset)
         self._class_weights = emotion_class_weights(config.loss, dataset)
-        self._host_table = read_table(self._split, config, input_pipeline.ranking_statistics(dataset, config))
+        self._host_table = read_device_split(self._split, config, input_pipeline.ranking_statistics(dataset, config))
         self._statistics = {}
         if config.data.standardize:
             self._statistics = {
@@ -212,7 +182,7 @@ class _Trainer:
         count, mesh = len(varied["seed"]), _mesh_for(len(varied["seed"]))
         replicas = self._replicas(_padded(varied, slice(None), mesh.size), mesh)
         evaluator = Evaluator(build_model_for(self._config, self._tasks), self._config, self._dataset, mesh)
-        table: RecordTable = jax.device_put(self._host_table, replicated(mesh))
+        table: DeviceSplit = jax.device_put(self._host_table, replicated(mesh))
         with closing(ReplicaCheckpointer(folder)) as checkpointer:
             state = replicas.initial_state(self._statistics)
             best = jax.tree.map(jnp.copy, state.train.variables)
@@ -222,7 +192,7 @@ class _Trainer:
                 progress, step = ReplicaProgress(**saved), checkpointer.latest_step
             if step < replicas.num_steps:
                 print(f"{title}: from update {step} of {replicas.num_steps}", flush=True)
-            clock = _Clock()
+            clock = DispatchClock()
             while step < replicas.num_steps and bool(jax.device_get(state.is_active)[:count].any()):
                 stop_step = self._next_evaluation(step, replicas.num_steps)
                 state, loss = self._advance(replicas, state, table, step, stop_step, clock)
@@ -244,8 +214,8 @@ class _Trainer:
     def _replicas(self, varied: Mapping[str, Sequence[int | float]], mesh: Mesh) -> Replicas:
         return Replicas(self._config, varied, self._tasks, self._split, mesh, self._class_weights)
 
-    def _table_shapes(self, mesh: Mesh) -> RecordTable:
-        shapes: RecordTable = jax.tree.map(
+    def _table_shapes(self, mesh: Mesh) -> DeviceSplit:
+        shapes: DeviceSplit = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), self._host_table
         )
         return shapes
@@ -258,7 +228,7 @@ class _Trainer:
         return min(num_steps, -(-passes * records // size))
 
     def _advance(
-        self, replicas: Replicas, state: ReplicaState, table: RecordTable, start: int, stop: int, clock: "_Clock"
+        self, replicas: Replicas, state: ReplicaState, table: DeviceSplit, start: int, stop: int, clock: DispatchClock
     ) -> tuple[ReplicaState, np.ndarray]:
         """The updates from ``start`` to ``stop``; returns the mean loss of each replica over them."""
         losses: list[ReplicaReport] = []
@@ -307,13 +277,14 @@ class _Trainer:
             {
                 "step": step,
                 "value": [found[name] for found in figures],
+                "validation_loss": [found["loss"] for found in figures],
                 "loss": [float(value) if math.isfinite(value) else None for value in loss],
                 "is_active": goes_on,
             }
         )
         return is_better, goes_on
 
-    def _tell(self, title: str, progress: ReplicaProgress, step: int, num_steps: int, clock: "_Clock") -> None:
+    def _tell(self, title: str, progress: ReplicaProgress, step: int, num_steps: int, clock: DispatchClock) -> None:
         last = progress.history[-1]
         values = np.array(last["value"])
         rate = progress.updates_per_second
@@ -326,41 +297,6 @@ class _Trainer:
             + f"{rate * self._config.data.batch_size:,.0f} records/s{left}",
             flush=True,
         )
-
-
-class _Clock:
-    """Time of dispatches whose program had run before."""
-
-    def __init__(self) -> None:
-        self._known: set[Any] = set()
-        self._seconds, self._updates = 0.0, 0
-
-    def dispatch(self, key: Any, num_updates: int) -> "_Dispatch":
-        return _Dispatch(self, key, num_updates)
-
-    def note(self, key: Any, seconds: float, num_updates: int) -> None:
-        if key in self._known:
-            self._seconds += seconds
-            self._updates += num_updates
-        self._known.add(key)
-
-    def rate(self, count: int) -> float:
-        """Updates of single replicas per second; 0 before any program ran twice."""
-        return count * self._updates / self._seconds if self._seconds else 0.0
-
-
-@dataclass
-class _Dispatch:
-    clock: _Clock
-    key: Any
-    num_updates: int
-    started: float = 0.0
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock.note(self.key, time.perf_counter() - self.started, self.num_updates)
 
 
 @jax.jit

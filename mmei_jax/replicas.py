@@ -2,7 +2,7 @@
 
 A replica is an ordinary run in every respect but that its steps are compiled together with those of others: the same
 update (:mod:`mmei_jax.train_step`), the same order of records, the same generators. Replicas differ in their seed and
-in the numbers of :data:`VARIED_KEYS`. The split lies on the devices (:mod:`mmei_jax.record_table`), several updates go
+in the numbers of :data:`VARIED_KEYS`. The split lies on the devices (:mod:`mmei_jax.device_split`), several updates go
 out in one dispatch, and replicas are spread over the devices without any communication between them.
 """
 
@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mmei_jax.config import Config
+from mmei_jax.device_split import BatchPlan, DeviceSplit, Planner, gather_batch
 from mmei_jax.input_pipeline import ShuffledOrder, num_steps
 from mmei_jax.models.mmei import Tasks
 from mmei_jax.optimizer import make_optimizer, make_schedule
-from mmei_jax.record_table import BatchPlan, Planner, RecordTable, gather_batch
 from mmei_jax.records import Split
 from mmei_jax.sharding import batch_sharding, spread_over
 from mmei_jax.state import build_model_for, initialize, variable_shapes, with_statistics
@@ -169,7 +169,7 @@ class Replicas:
         placed: BatchPlan = jax.device_put(split, batch_sharding(self.mesh))
         return placed
 
-    def peak_bytes(self, table: RecordTable, num_steps: int) -> int:
+    def peak_bytes(self, table: DeviceSplit, num_steps: int) -> int:
         """What the program of ``num_steps`` updates needs on each device, as the compiler counts it before it runs.
 
         Args:
@@ -205,7 +205,7 @@ class Replicas:
         sharding = batch_sharding(self.mesh)
 
         def one(
-            state: ReplicaState, settings: dict[str, Array], table: RecordTable, plan: BatchPlan
+            state: ReplicaState, settings: dict[str, Array], table: DeviceSplit, plan: BatchPlan
         ) -> tuple[ReplicaState, ReplicaReport]:
             config = self._configured(settings)
             model = build_model_for(config, self._tasks)

@@ -29,11 +29,6 @@ _TEMPERATURES = np.geomspace(0.1, 10.0, 801)
 CALIBRATED = "late_fusion_calibrated"
 
 
-def is_table_workdir(workdir: Path) -> bool:
-    """Whether train.py trained a table there."""
-    return (workdir / "table.json").exists()
-
-
 def read_table_config(workdir: Path) -> TableConfig:
     """The table that train.py was given.
 
@@ -161,6 +156,7 @@ def _evaluate_row(row: TrainedRow, workdir: Path, split: str) -> dict[str, Any]:
         write_predictions(path, evaluator.predict(variables, names), joined, config, dataset)
     print(f"{row.name}: {len(seeds)} replicas on {joined.num_records:,} records of {'+'.join(names)}", flush=True)
     return {
+        "trained_row": row.summary["row"],
         "seeds": seeds,
         "manifest_splits": list(names),
         "num_records": joined.num_records,

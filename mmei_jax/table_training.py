@@ -90,6 +90,11 @@ def train_table(table: TableConfig, values: dict[str, Any], workdir: Path, *, co
     return TableResult(tuple(finished), "")
 
 
+def is_table_workdir(workdir: Path) -> bool:
+    """Whether a table was trained there."""
+    return (workdir / "table.json").exists()
+
+
 def read_row(workdir: Path, name: str) -> TrainedRow:
     """Reads a trained row.
 
@@ -151,6 +156,7 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
     write_json(
         folder / "replicas.json",
         {
+            "row": name,
             "config": config.to_json(),
             "manifest_sha256": manifest_fingerprint(dataset),
             "seeds": seeds,

@@ -72,11 +72,23 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "encoders.vit",
             "encoders.wav2vec2",
         ),
-        ("input_pipeline", "batching", "data_statistics", "packing", "padding", "ranking_targets", "record_order"),
+        ("host_devices",),
+        (
+            "device_split",
+            "input_pipeline",
+            "batching",
+            "data_statistics",
+            "packing",
+            "padding",
+            "ranking_targets",
+            "record_order",
+        ),
         ("models.fusion", "models.heads"),
         ("predictions",),
         (
             "reports.report",
+            "reports.table_report",
+            "reports.paper_table",
             "reports.result_sections",
             "reports.run_sections",
             "reports.evaluated_run",
@@ -91,7 +103,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (
-        ("models.mmei",),
+        ("models.mmei", "models.baselines"),
         (
             "encoders.pretrained",
             "encoders.pretrained_comparison",
@@ -140,7 +152,19 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.splitting",
         ),
     ),
-    (("training", "train_step", "training_log"),),
+    (
+        (
+            "training",
+            "train_step",
+            "training_log",
+            "replicas",
+            "replica_progress",
+            "replica_training",
+            "table_config",
+            "table_training",
+            "table_evaluation",
+        ),
+    ),
     (("predict",),),
 )
 # Used without the rest of the package; its names are found when they are first used.

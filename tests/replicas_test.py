@@ -11,9 +11,9 @@ import pytest
 
 from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader
+from mmei_jax.device_split import Planner, gather_batch, read_device_split
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.packing import Arranger
-from mmei_jax.record_table import Planner, gather_batch, read_table
 from mmei_jax.records import Dataset
 from mmei_jax.replicas import VARIED_KEYS, Replicas, ReplicaState, replace_key
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
@@ -45,7 +45,7 @@ def prepare(config, varied, mesh=None):
     split = dataset.split(*config.data.train_splits)
     mesh = mesh or make_evaluation_mesh()
     replicas = Replicas(config, varied, tasks_of(config, dataset), split, mesh)
-    table = read_table(split, config, input_pipeline.ranking_statistics(dataset, config))
+    table = read_device_split(split, config, input_pipeline.ranking_statistics(dataset, config))
     return replicas, jax.device_put(table, replicated(mesh))
 
 
@@ -186,7 +186,7 @@ def test_gathered_batch_is_what_the_reader_reads(data, packing, ranking):
     layout, places = Arranger(split, config.data, len(indices)).arrange(indices)
     expected = BatchReader(split, config, statistics).read(places, layout)
     assert (layout.records_per_row > 1) == packing
-    table = read_table(split, config, statistics)
+    table = read_device_split(split, config, statistics)
     found = gather_batch(table, replica(Planner(split, config).plan([indices]), 0))
     for name, sequence in expected.sequences().items():
         ours = getattr(found, name)

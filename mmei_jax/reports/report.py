@@ -56,7 +56,7 @@ def write_report(workdir: Path, split: str, data_path: str | None = None, *, com
         **pictures,
     }
     folder = workdir / "eval" / f"{split}_report"
-    _replace_folder(folder, files)
+    replace_folder(folder, files)
     return folder
 
 
@@ -78,7 +78,7 @@ def _sections(run: EvaluatedRun) -> list[Section]:
         ]
 
 
-def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:
+def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Writes files into a neighbour that then takes the folder's place."""
     partial, replaced = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".replaced")
     for leftover in (partial, replaced):

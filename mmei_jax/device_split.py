@@ -26,7 +26,7 @@ _RECORDS_PER_CHUNK = 4_096
 
 
 @struct.dataclass
-class RecordTable:
+class DeviceSplit:
     """All records of a split.
 
     Attributes:
@@ -55,7 +55,7 @@ class BatchPlan:
     record_index: Any
 
 
-def read_table(split: Split, config: Config, statistics: RankingStatistics | None) -> RecordTable:
+def read_device_split(split: Split, config: Config, statistics: RankingStatistics | None) -> DeviceSplit:
     """Reads a whole split into host memory (NumPy arrays).
 
     Args:
@@ -82,10 +82,10 @@ def read_table(split: Split, config: Config, statistics: RankingStatistics | Non
     for name, part in rows.items():
         if not len(part):
             rows[name] = np.zeros((1, part.shape[1]), part.dtype)
-    return RecordTable(tokens=rows, records=joined)
+    return DeviceSplit(tokens=rows, records=joined)
 
 
-def gather_batch(table: RecordTable, plan: BatchPlan) -> Batch:
+def gather_batch(table: DeviceSplit, plan: BatchPlan) -> Batch:
     """The batch that a plan describes, as :class:`~mmei_jax.batching.BatchReader` would have read it.
 
     Padding and filler hold other records' values here, and nothing may depend on those.

@@ -1,0 +1,302 @@
+"""A table: rows, search, seeds, evaluation and report, as train.py and eval.py make it."""
+
+import csv
+import json
+import shutil
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import scipy.optimize
+
+from mmei_jax import replica_training
+from mmei_jax.evaluation import Evaluator
+from mmei_jax.records import Dataset
+from mmei_jax.reports.resampling import WeightedMetrics
+from mmei_jax.reports.table_report import paired_differences, write_table_report
+from mmei_jax.sharding import make_evaluation_mesh
+from mmei_jax.state import build_model
+from mmei_jax.table_config import parse_table, search_points
+from mmei_jax.table_evaluation import best_temperature, evaluate_table
+from mmei_jax.table_training import read_row, train_table
+from mmei_jax.training import train
+from mmei_jax.types import InputError
+from mmei_jax.workdir import StopRequest
+from tests import tiny
+
+RESAMPLES = 20
+
+
+def table_dict(data, **changes):
+    """Two cheap rows, a search of two points, two seeds."""
+    config = tiny.config_dict(data, train__num_epochs=2)
+    linear = {"architecture": "pooled_logistic"}
+    config.table = ml_collections.ConfigDict(
+        {
+            "order": ("text_only", "pooled_logistic"),
+            "rows": {"text_only": {"data": {"modalities": ("text",)}}, "pooled_logistic": {"model": linear}},
+            "reference_row": "text_only",
+            "num_seeds": 2,
+            "updates_per_dispatch": 5,
+            "memory_limit_gib": 0.0,
+            "search": {
+                "kind": "random",
+                "num_points": 2,
+                "seed": 7,
+                "num_epochs": 1,
+                "ranges": (("optimizer.learning_rate", "log", 1e-4, 1e-2), ("model.dropout_rate", "linear", 0.0, 0.3)),
+                "grid": (),
+            },
+        }
+    )
+    values = config.to_dict()
+    for dotted, value in changes.items():
+        *groups, key = dotted.split("__")
+        place = values
+        for group in groups:
+            place = place[group]
+        place[key] = value
+    return values
+
+
+def run(values, workdir):
+    return train_table(parse_table(values), values, workdir, command=None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("table")
+    values = table_dict(data)
+    assert run(values, workdir).finished == ("text_only", "pooled_logistic")
+    return workdir, values
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained):
+    workdir, _ = trained
+    evaluate_table(workdir)
+    return workdir, write_table_report(workdir, "test", command="python eval.py", num_resamples=RESAMPLES)
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_search_chooses_the_best_point_on_validation_and_every_seed_trains_with_it(trained):
+    workdir, values = trained
+    points = search_points(parse_table(values).search)
+    for name in ("text_only", "pooled_logistic"):
+        search = json.loads((workdir / "rows" / name / "search.json").read_text())
+        assert [{key: point[key] for key in points[0]} for point in search["points"]] == points
+        assert search["metric"] == "validation/mean_accuracy"
+        best = int(np.argmax([point["value"] for point in search["points"]]))
+        assert search["chosen"] == points[best]
+        row = read_row(workdir, name)
+        assert row.config.optimizer.learning_rate == points[best]["optimizer.learning_rate"]
+        assert row.summary["seeds"] == [0, 1]
+        assert not list((workdir / "rows" / name).glob("seeds*"))
+
+
+def test_row_trained_alone_has_the_same_validation_metrics(trained, tmp_path):
+    """What a replica is at its best is what ``train`` keeps as the best checkpoint of the same configuration."""
+    workdir, _ = trained
+    row = read_row(workdir, "pooled_logistic")
+    train(row.config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    values = [line["validation/mean_accuracy"] for line in lines if "validation/mean_accuracy" in line]
+    history = [part["value"][0] for part in row.summary["history"][0]["evaluations"]]
+    np.testing.assert_allclose(history, values, atol=1e-6)
+    assert row.summary["best_values"][0] == pytest.approx(max(values), abs=1e-6)
+
+
+def test_metrics_of_replicas_are_those_of_each_alone(evaluated):
+    workdir, _ = evaluated
+    found = json.loads((workdir / "eval" / "test.json").read_text())["rows"]["pooled_logistic"]["metrics"]
+    row = read_row(workdir, "pooled_logistic")
+    dataset = Dataset.open(row.config.data.path)
+    evaluator = Evaluator(build_model(row.config, dataset), row.config, dataset, make_evaluation_mesh())
+    for index, metrics in enumerate(found):
+        variables = jax.tree.map(lambda leaf, index=index: leaf[index], row.variables)
+        alone = evaluator.measure(variables, ("test",))
+        assert metrics.keys() == {name for name, value in alone.items() if np.isfinite(value)}
+        for name, value in metrics.items():
+            assert value == pytest.approx(alone[name], abs=1e-5), name
+
+
+def test_evaluation_and_report_twice_give_the_same_bytes(evaluated, tmp_path):
+    workdir, folder = evaluated
+    before = files_of(workdir / "eval")
+    again = tmp_path / "again"
+    shutil.copytree(workdir, again)
+    shutil.rmtree(again / "eval")
+    evaluate_table(again)
+    write_table_report(again, "test", command="python eval.py", num_resamples=RESAMPLES)
+    assert files_of(again / "eval") == before
+    assert {"report.md", "report.html", "table.csv", "table.tex", "loss.png"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(evaluated):
+    workdir, folder = evaluated
+    rows = json.loads((workdir / "eval" / "test.json").read_text())["rows"]
+    text = (folder / "report.md").read_text()
+    for name, row in rows.items():
+        values = np.array([found["emotion/accuracy"] for found in row["metrics"]])
+        assert f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" in text, name
+    assert "text only (the place of Text-BERT)" in text
+    assert "| 0.812 |" in text
+    for heading in ("Finding", "Table 1", "Against text_only", "α by emotion", "Training", "Search on the validation"):
+        assert heading in text
+    assert text.count("(simulated)") >= 6
+    lines = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    order = ("text_only", "pooled_logistic")
+    assert [(line["row"], line["seed"]) for line in lines] == [(name, str(seed)) for name in order for seed in (0, 1)]
+    assert float(lines[0]["emotion/accuracy"]) == rows["text_only"]["metrics"][0]["emotion/accuracy"]
+    latex = (folder / "table.tex").read_text()
+    assert latex.count(r"\\") == 1 + len(rows)
+
+
+def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):
+    workdir, values = trained
+
+    class StopAfter(StopRequest):
+        """Asks to stop at the third evaluation: the first of the first row's seeds comes after the search's one."""
+
+        count = 0
+
+        def __bool__(self):
+            StopAfter.count += 1
+            self.signal_name = "SIGTERM" if StopAfter.count >= 2 else ""
+            return bool(self.signal_name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmei_jax.workdir.StopRequest", StopAfter)
+        result = run(values, tmp_path)
+    assert (result.stopped_by, result.finished) == ("SIGTERM", ())
+    assert (tmp_path / "rows" / "text_only" / "search.json").exists()
+    assert run(values, tmp_path).finished == ("text_only", "pooled_logistic")
+    for name in ("text_only", "pooled_logistic"):
+        ours, theirs = read_row(tmp_path, name), read_row(workdir, name)
+        assert ours.search == theirs.search
+        assert ours.summary["best_values"] == theirs.summary["best_values"]
+        for group in ("params", "statistics"):
+            np.testing.assert_equal(ours.variables[group], theirs.variables[group])
+
+
+def test_too_little_memory_splits_the_replicas_into_groups_with_the_same_results(trained, data, tmp_path, monkeypatch):
+    workdir, values = trained
+    groups = []
+    original = replica_training._Trainer.train
+    monkeypatch.setattr(replica_training.Replicas, "peak_bytes", lambda self, *_: 2**30 * len(self.seeds))
+
+    def note(self, varied, *arguments):
+        groups.append(len(varied["seed"]))
+        return original(self, varied, *arguments)
+
+    monkeypatch.setattr(replica_training._Trainer, "train", note)
+    values = {**values, "table": {**values["table"], "memory_limit_gib": 1.5}}
+    values["table"]["rows"] = {"pooled_logistic": values["table"]["rows"]["pooled_logistic"]}
+    values["table"] |= {"order": ("pooled_logistic",), "reference_row": "pooled_logistic"}
+    run(values, tmp_path)
+    assert groups == [1, 1, 1, 1]
+    np.testing.assert_allclose(
+        read_row(tmp_path, "pooled_logistic").summary["best_values"],
+        read_row(workdir, "pooled_logistic").summary["best_values"],
+        atol=1e-6,
+    )
+    with pytest.raises(InputError, match=r"1 replicas need 1\.00 GiB on a device: expected at most 0\.40 GiB"):
+        run({**values, "table": {**values["table"], "memory_limit_gib": 0.5}}, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table__num_seeds": 0}, "config.table.num_seeds = 0: expected at least 1"),
+        ({"table__reference_row": "mmei"}, "config.table.reference_row = 'mmei': expected one of text_only, pooled"),
+        ({"table__order": ("text_only",)}, "config.table.order = .*expected each row of config.table.rows once"),
+        ({"table__rows__text_only": {"data": {"colour": 1}}}, "config.table.rows.text_only.data.colour: unknown key"),
+        ({"table__rows__text_only": {"model": {"dim": 15}}}, "row 'text_only': config.model.num_heads = 2"),
+        ({"table__search__kind": "grid"}, "config.table.search.ranges"),
+        ({"table__search__ranges": (("model.dim", "log", 1.0, 2.0),)}, "config.table.search = 'model.dim'"),
+        (
+            {"table__search__ranges": (("model.dropout_rate", "linear", 0.9, 1.5),), "table__search__num_points": 40},
+            "config.table.search: model.dropout_rate = 1",
+        ),
+        ({"table__search__ranges": (("optimizer.learning_rate", "log", 0.0, 1.0),)}, "above 0 on the scale 'log'"),
+        ({"train__best_metric": "test/emotion/accuracy"}, "a model must not be selected on test data"),
+        ({"data__validation_splits": ("test",)}, "training data must not be tested on"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(data, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_table(table_dict(data, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_configuration_in_the_same_folder_is_refused(trained):
+    workdir, values = trained
+    with pytest.raises(InputError, match="begun with another configuration"):
+        run({**values, "seed": 5}, workdir)
+
+
+def test_row_that_is_not_trained_is_named(data, tmp_path):
+    (tmp_path / "table.json").write_text(json.dumps(table_dict(data)))
+    with pytest.raises(InputError, match=r"rows/text_only: not trained yet"):
+        evaluate_table(tmp_path)
+
+
+def test_grid_is_the_product_of_its_values(data):
+    grid = (("optimizer.learning_rate", (1e-3, 1e-2)), ("loss.ranking_weight", (0.1, 0.5, 1.0)))
+    changes = {"kind": "grid", "ranges": (), "grid": grid, "num_points": 0}
+    values = table_dict(data, **{f"table__search__{key}": value for key, value in changes.items()})
+    points = search_points(parse_table(values).search)
+    assert len(points) == 6
+    assert points[-1] == {"optimizer.learning_rate": 1e-2, "loss.ranking_weight": 1.0}
+
+
+def test_random_points_are_those_of_their_seed_and_lie_in_their_ranges(data):
+    search = parse_table(table_dict(data, table__search__num_points=200)).search
+    points = search_points(search)
+    assert points == search_points(search)
+    rates = np.array([point["optimizer.learning_rate"] for point in points])
+    assert ((rates >= 1e-4) & (rates <= 1e-2)).all()
+    # Even on the logarithm: half of them below the geometric middle.
+    assert 0.4 < (rates < 1e-3).mean() < 0.6
+
+
+def test_best_temperature_is_that_of_a_minimiser():
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 4, 300)
+    logits = 3.0 * generator.normal(size=(300, 4)) + 2.0 * np.eye(4)[label]
+
+    def loss(log_temperature):
+        scaled = logits / np.exp(log_temperature)
+        return np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(300), label])
+
+    expected = np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-2, 2), method="bounded").x)
+    assert best_temperature(logits, label) == pytest.approx(expected, rel=0.01)
+
+
+def test_paired_interval_is_narrower_than_that_of_the_difference_of_two_samples(evaluated):
+    workdir, _ = evaluated
+    from mmei_jax.reports.table_report import _read_row
+
+    rows = json.loads((workdir / "eval" / "test.json").read_text())["rows"]
+    ours, reference = (_read_row(workdir, "test", name, rows[name]) for name in ("pooled_logistic", "text_only"))
+    found = paired_differences(ours.records, reference.records, ["emotion/accuracy"], num_resamples=200)
+    difference, low, high = found["emotion/accuracy"]
+    ones = np.ones(len(ours.records[0].user_ids))
+    expected = [
+        np.mean([WeightedMetrics(part)(ones)["emotion/accuracy"] for part in row.records]) for row in (ours, reference)
+    ]
+    assert difference == pytest.approx(expected[0] - expected[1])
+    assert low <= difference <= high
+    itself = paired_differences(ours.records, ours.records, ["emotion/accuracy"], num_resamples=20)
+    assert itself["emotion/accuracy"] == (0.0, 0.0, 0.0)
