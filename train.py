@@ -42,7 +42,8 @@ def main() -> int:
         stopped_by, done = table.stopped_by, f"trained the rows {', '.join(table.finished)}"
     else:
         run = train(parse(values), workdir, command=started_by)
-        stopped_by, done = run.stopped_by, f"trained to step {run.step}; best checkpoint: step {run.best_step}"
+        stopped_by = f"{run.stopped_by} at step {run.step}" if run.stopped_by else ""
+        done = f"trained to step {run.step}; best checkpoint: step {run.best_step}"
     if stopped_by:
         print(f"stopped by {stopped_by}, saved; the same command goes on from there")
         return command.EXIT_TERMINATED
