@@ -81,6 +81,7 @@ def test_unwritable_workdir_is_told_in_one_line(data, tmp_path):
     assert_one_line(outcome, str(blocked / "run"), "a folder that can be written")
 
 
+@pytest.mark.slow
 def test_used_up_quota_ends_the_run_with_one_line_and_no_half_written_checkpoint(data, tmp_path):
     arguments = ["train.py", "--config=tests/tiny_config.py", f"--config.data.path={data}"]
     arguments += [f"--workdir={tmp_path / 'run'}", "--config.train.num_epochs=4"]

@@ -46,6 +46,7 @@ def data(tmp_path_factory):
     return fold_study.import_folds(mosi.STUDY, str(folder / "utterances.npz"), folder / "data", ())
 
 
+@pytest.mark.slow
 def test_mosi_configuration_learns_made_up_features_and_is_tested_on_the_named_fold(data, tmp_path):
     (score,) = fold_study.our_scores(mosi.STUDY, data, ("vision", "audio", "text"), range(1), range(1), tmp_path)
     majority = fold_study.majority_score(mosi.STUDY, data, 0)

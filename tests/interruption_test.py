@@ -69,6 +69,7 @@ def kill_and_finish(data, workdir, environment, steps):
     return processes.run(*arguments(data, workdir), env=environment)
 
 
+@pytest.mark.slow
 def test_run_killed_once_ends_bit_equal(data, cache, whole_run, tmp_path):
     code, output = kill_and_finish(data, tmp_path, processes.environment(cache), [random.randrange(40, 400)])
     assert code == 0, output

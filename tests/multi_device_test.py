@@ -81,6 +81,7 @@ def test_evaluation_takes_any_number_of_devices(runs, tmp_path):
     assert_close(evaluate(runs[8], 3), evaluate(runs[8], 1))
 
 
+@pytest.mark.slow
 def test_run_begun_on_one_device_goes_on_on_eight(data, runs, tmp_path):
     flags = [
         "train.py",

@@ -285,6 +285,7 @@ class TestTraining:
         with pytest.raises(InputError, match=rf"the emotion loss is not finite for records {name};"):
             train(config, tmp_path)
 
+    @pytest.mark.slow
     def test_interrupted_run_ends_as_an_uninterrupted_one(self, data, tmp_path, monkeypatch):
         config = packed_config(data, ONE_LAYOUT, train__num_epochs=1)
         train(config, tmp_path / "whole")
@@ -355,6 +356,7 @@ class TestChecks:
             packed_config(data, train__gradient_accumulation_steps=2)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_on_packed_rows_as_one_and_rows_they_cannot_share_are_refused(data, tmp_path):
     flags = [
         "train.py",

@@ -394,7 +394,9 @@ def test_single_record_has_figures_without_intervals(report_on):
     assert cells[1] == "too few records (1)"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind == "regression" else []) for kind in KINDS]
+)
 def test_split_without_labels_says_that_nothing_was_measured(report_on, kind):
     text, folder = report_on(kind, "unlabelled")
     assert_complete(folder)

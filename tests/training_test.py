@@ -204,7 +204,7 @@ def test_smallest_loss_is_the_best(data, tmp_path, monkeypatch):
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {18, 35}
 
 
-@pytest.mark.parametrize("stop_step", [3, 11])
+@pytest.mark.parametrize("stop_step", [3, pytest.param(11, marks=pytest.mark.slow)])
 def test_run_stopped_by_sigterm_resumes_to_the_bit(data, whole_run, tmp_path, monkeypatch, stop_step):
     config = tiny.config(data, train__write_record_ids=True)
     monkeypatch.setattr(training, "TrainingLog", tiny.StopAfter)

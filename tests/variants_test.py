@@ -362,6 +362,7 @@ def test_statistics_reach_the_model(run_of):
     assert abs(plain["train/loss"] - standardized["train/loss"]) > 1e-3
 
 
+@pytest.mark.slow
 def test_standardized_run_that_was_stopped_resumes_to_the_bit(config_of, run_of, tmp_path, monkeypatch):
     config = config_of("standardized")
     with monkeypatch.context() as patch:
@@ -374,6 +375,7 @@ def test_standardized_run_that_was_stopped_resumes_to_the_bit(config_of, run_of,
     jax.tree.map(np.testing.assert_array_equal, saved_variables(config, tmp_path, 15), whole)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_make_the_update_of_the_whole_batch(run_of):
     names = ("train/loss", "train/loss/emotion", "train/gradient_norm", "train/alpha/audio")
     whole, accumulated = (
