@@ -36,7 +36,7 @@ class Draws:
 
 @struct.dataclass
 class Condition:
-    """What is done to a batch; under ``jax.vmap``, a leading axis of conditions.
+    """What is done to a batch; several conditions, for ``jax.vmap``, have a leading axis.
 
     Attributes:
         is_kept: ``[modalities]`` bool, which modalities are left, in the order of MODALITIES.
@@ -44,9 +44,9 @@ class Condition:
         noise_level: scalar float32, standard deviation of the noise in units of each feature's own.
     """
 
-    is_kept: Bool[Array, "modalities"]
-    missing_rate: Float[Array, ""]
-    noise_level: Float[Array, ""]
+    is_kept: Bool[Array, "*conditions modalities"]
+    missing_rate: Float[Array, "*conditions"]
+    noise_level: Float[Array, "*conditions"]
 
 
 def draw(seed: int, batch: Batch) -> dict[str, Draws]:

@@ -49,7 +49,7 @@ from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated
 from mmei_jax.state import Variables
 from mmei_jax.types import MODALITIES, Batch, Label
 
-MISSING_RATES = (0.0, 0.25, 0.5, 0.75, 0.9)
+MISSING_RATES = (0.0, 0.25, 0.5, 0.75)
 NOISE_LEVELS = (0.0, 0.5, 1.0, 2.0)
 # Records of one pass through the model: conditions of a chunk times records of a batch.
 RECORDS_AT_ONCE = 1024

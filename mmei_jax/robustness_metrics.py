@@ -108,7 +108,7 @@ class Robustness:
         >>> grid = Grid(modalities=("text",), missing_rates=(0.0, 1.0), noise_levels=(0.0, 2.0))
         >>> surface = np.array([[[0.9, 0.6], [0.3, 0.3]]])
         >>> found = Robustness("ours", grid, {"all": {"a": surface}}, {"all": {"a": 0.3}}, {"all": 8})
-        >>> round(found.share_kept("a")[0, 0, 1], 3), round(found.area("a", ("text",), "missing"), 3)
+        >>> float(found.share_kept("a")[0, 0, 1]), round(found.area("a", ("text",), "missing"), 3)
         (0.5, 0.6)
         >>> round(found.relative("a", ("text",), "missing"), 3), round(found.relative("a", ("text",), "both"), 3)
         (0.5, 0.375)

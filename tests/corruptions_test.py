@@ -1,5 +1,6 @@
 """Corrupted batches: what is lost and added, what it depends on, and what stays to the bit."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,8 +46,13 @@ def condition(missing_rate=0.0, noise_level=0.0, kept=MODALITIES):
     )
 
 
-def corrupted(batch, seed=0, **changes):
-    return corrupt(batch, draw(seed, batch), condition(**changes), DEVIATIONS)
+@jax.jit
+def corrupt_with_seed_0(batch, given):
+    return corrupt(batch, draw(0, batch), given, DEVIATIONS)
+
+
+def corrupted(batch, **changes):
+    return corrupt_with_seed_0(batch, condition(**changes))
 
 
 def tokens(batch):
