@@ -96,7 +96,7 @@ def corrupt(
         scaled = draws[name].noise * (condition.noise_level * deviations[name])[None, None]
         features = sequence.features.astype(jnp.float32) + scaled
         corrupted[name] = _taken_together(features, sequence.segment_ids, is_left)
-    return batch.replace(**corrupted)  # type: ignore[attr-defined, no-any-return]
+    return batch.replace(**corrupted)  # type: ignore[attr-defined]
 
 
 def _taken_together(

@@ -231,8 +231,8 @@ def grid_conditions(grid: Grid) -> Condition:
     places = np.indices(grid.shape).reshape(3, -1)
     return Condition(
         is_kept=jnp.asarray(kept[places[0]]),
-        missing_rate=jnp.asarray(np.float32(grid.missing_rates)[places[1]]),
-        noise_level=jnp.asarray(np.float32(grid.noise_levels)[places[2]]),
+        missing_rate=jnp.asarray(np.array(grid.missing_rates, np.float32)[places[1]]),
+        noise_level=jnp.asarray(np.array(grid.noise_levels, np.float32)[places[2]]),
     )
 
 
@@ -248,7 +248,7 @@ def _only(batch: Batch, is_chosen: Array) -> Batch:
     def chosen(label: Label | None) -> Label | None:
         return None if label is None else Label(value=label.value, is_labelled=label.is_labelled & is_chosen)
 
-    return batch.replace(  # type: ignore[attr-defined, no-any-return]
+    return batch.replace(  # type: ignore[attr-defined]
         is_record=batch.is_record & is_chosen, emotion=chosen(batch.emotion), intent=chosen(batch.intent)
     )
 

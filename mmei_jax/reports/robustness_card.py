@@ -1,6 +1,6 @@
 """A robustness card in words, tables and one picture, and its lines for the terminal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,11 +133,11 @@ def _subset_table(rows: Sequence[Robustness], subject: CardSubject, metric: str)
     for name, runs in by_name(rows).items():
         for place, subset in enumerate(runs[0].grid.subsets):
             kept = "+".join(subset)
-            scores = [_spread(runs, lambda run, at=place, of=part: run.figures[of][metric][at, 0, 0]) for part in parts]
-            share = _spread(runs, lambda run, at=place: run.share_kept(metric)[at, 0, 0])
+            scores = [_spread([run.figures[part][metric][place, 0, 0] for run in runs]) for part in parts]
+            share = _spread([run.share_kept(metric)[place, 0, 0] for run in runs])
             ceiling = [f"{ceilings[kept]:.4f}" if kept in ceilings else ""] if ceilings else []
             lines.append([*_named(rows, name), kept, *scores, share, *ceiling])
-        constant = [_spread(runs, lambda run, of=part: run.constant[of].get(metric, np.nan)) for part in parts]
+        constant = [_spread([run.constant[part].get(metric, np.nan) for run in runs]) for part in parts]
         lines.append([*_named(rows, name), "*constant answer*", *constant, *_blank(1 + bool(ceilings))])
     if metric in subject.reference:
         named = {ALL: metric, CONFLICT: f"{metric}[conflict]", NO_CONFLICT: f"{metric}[no_conflict]"}
@@ -164,19 +164,13 @@ def _area_table(rows: Sequence[Robustness], metric: str) -> str:
         for subset in runs[0].grid.subsets:
             cells = []
             for axis in AXES:
-                cells.append(_spread(runs, lambda run, on=axis, kept=subset: run.area(metric, kept, on)))
-                cells.append(_spread(runs, lambda run, on=axis, kept=subset: run.relative(metric, kept, on)))
+                cells.append(_spread([run.area(metric, subset, axis) for run in runs]))
+                cells.append(_spread([run.relative(metric, subset, axis) for run in runs]))
             for axis in AXES[:2] if is_compared else ():
                 levels, _ = baselines[0].curve(metric, subset, axis)
                 baseline = np.mean([run.curve(metric, subset, axis)[1] for run in baselines], axis=0)
-                cells.append(
-                    _spread(
-                        runs,
-                        lambda run, on=axis, kept=subset, at=levels, base=baseline: effective_robustness(
-                            at, run.curve(metric, kept, on)[1], base
-                        ),
-                    )
-                )
+                curves = [run.curve(metric, subset, axis)[1] for run in runs]
+                cells.append(_spread([effective_robustness(levels, curve, baseline) for curve in curves]))
             lines.append([*_named(rows, name), "+".join(subset), *cells])
     titles = [f"{what}: {axis}" for axis in AXES for what in ("area", "relative robustness")]
     titles += [f"effective robustness: {axis}" for axis in AXES[:2]] if is_compared else []
@@ -193,9 +187,8 @@ def _blank(number: int) -> list[str]:
     return [""] * number
 
 
-def _spread(runs: Sequence[Robustness], value: Callable[[Robustness], float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     """Mean over the runs, with their range where there are several; a dash where undefined."""
-    values = [float(value(run)) for run in runs]
     if not np.isfinite(values).all():
         return "–"
     if len(values) == 1:

@@ -217,10 +217,9 @@ def _marks(groups: Groups, ceilings: Mapping[str, Mapping[str, float]]) -> list[
         lines = {shortened(name): colour for name, colour in _colours(groups).items()}
     marks = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in lines.items()]
     if CONFLICT in first.figures:
-        style = {"color": INK, "linestyle": "none", "fillstyle": "none"}
         marks += [
             Line2D([], [], color=INK, linestyle="--", marker="v", fillstyle="none", label="records in conflict"),
-            Line2D([], [], marker="^", label="records not in conflict", **style),
+            Line2D([], [], color=INK, linestyle="none", marker="^", fillstyle="none", label="records not in conflict"),
         ]
     if any(ceilings.values()):
         marks.append(Line2D([], [], color=GREY, linewidth=2, label="exact ceiling"))
