@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmei_jax.metrics import is_smaller_better
 from mmei_jax.records import DatasetSpec
 from mmei_jax.reports.drawing import report_style, to_png
 from mmei_jax.reports.evaluated_run import is_simulated
@@ -197,7 +196,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def card_lines(rows: Sequence[Robustness], subject: CardSubject) -> list[str]:
-    """The card for the terminal: by model and subset, the first score of each task and its relative robustness."""
+    """The card for the terminal: by model and subset, the first score of each task, and its relative robustness."""
     grid = rows[0].grid
     kinds = ", ".join(f"{count:,} {part}" for part, count in rows[0].num_records.items() if part != ALL)
     told = f" ({kinds})" if kinds else ""
@@ -205,32 +204,21 @@ def card_lines(rows: Sequence[Robustness], subject: CardSubject) -> list[str]:
         f"{subject.name}, split {subject.split}: {rows[0].num_records[ALL]:,} records{told}, "
         f"{int(np.prod(grid.shape)):,} conditions, seed {subject.seed}"
     ]
+    parts = [part for part in (ALL, CONFLICT, NO_CONFLICT) if part in rows[0].figures]
+    titles = ["clean", *parts[1:], "share kept", *(f"robust:{axis}" for axis in AXES)]
     for metric in scores_of(rows[0]):
         if not metric.endswith(("/accuracy", "/acc2_has0", "/mae")):
             continue
-        titles = ["clean", *(part for part in (CONFLICT, NO_CONFLICT) if part in rows[0].figures), "kept"]
-        titles += [f"area:{axis}" for axis in AXES]
-        if not is_smaller_better(metric):
-            titles += [f"robust:{axis}" for axis in AXES]
-        lines += ["", f"{metric:<28}" + "".join(f"{title:>15}" for title in titles)]
+        lines += ["", f"{metric:<18}" + "".join(f"{title:>15}" for title in titles)]
         lines.append("-" * len(lines[-1]))
         for name, runs in by_name(rows).items():
             lines += [f"{name}:"] if len(by_name(rows)) > 1 else []
             for place, subset in enumerate(grid.subsets):
-                numbers = _mean_numbers(runs, metric, place, with_relative=not is_smaller_better(metric))
-                cells = "".join(f"{'' if np.isnan(number) else f'{number:.4f}':>15}" for number in numbers)
-                lines.append(f"{'+'.join(subset):<28}{cells}".rstrip())
+                numbers = [
+                    [run.figures[part][metric][place, 0, 0] for part in parts]
+                    + [run.share_kept(metric)[place, 0, 0], *(run.relative(metric, subset, axis) for axis in AXES)]
+                    for run in runs
+                ]
+                cells = (f"{'' if np.isnan(mean) else f'{mean:.4f}':>15}" for mean in np.mean(numbers, axis=0))
+                lines.append(f"{'+'.join(subset):<18}{''.join(cells)}".rstrip())
     return lines
-
-
-def _mean_numbers(runs: Sequence[Robustness], metric: str, place: int, *, with_relative: bool) -> np.ndarray:
-    """Means over the runs, in the order of the columns of :func:`card_lines`."""
-    found = []
-    for run in runs:
-        subset = run.grid.subsets[place]
-        parts = [part for part in (ALL, CONFLICT, NO_CONFLICT) if part in run.figures]
-        numbers = [run.figures[part][metric][place, 0, 0] for part in parts]
-        numbers += [run.share_kept(metric)[place, 0, 0], *(run.area(metric, subset, axis) for axis in AXES)]
-        numbers += [run.relative(metric, subset, axis) for axis in AXES] if with_relative else []
-        found.append(numbers)
-    return np.mean(np.array(found, float), axis=0)
