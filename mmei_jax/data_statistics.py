@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Integer
+from jaxtyping import Bool, Float32, Float64, Integer
 
 from mmei_jax.config import Config
 from mmei_jax.packing import Arranger
@@ -140,6 +140,29 @@ def feature_statistics(
     Raises:
         InputError: the data set lacks the modality, or no record of the split has it.
     """
+    mean, deviation = _moments(split, modality, max_tokens)
+    scale = 1.0 / np.where(deviation == 0.0, 1.0, deviation)
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def feature_deviations(split: Split, modality: str, *, max_tokens: int | None = None) -> Float32[np.ndarray, "dim"]:
+    """``[dim]`` float32 (population) deviation of each feature over all valid tokens; exactly 0 for a constant feature.
+
+    Args:
+        split: a training split, normally.
+        modality: its name.
+        max_tokens: tokens counted of each record, from its start; None counts all.
+
+    Raises:
+        InputError: the data set lacks the modality, or no record of the split has it.
+    """
+    return _moments(split, modality, max_tokens)[1].astype(np.float32)
+
+
+def _moments(
+    split: Split, modality: str, max_tokens: int | None
+) -> tuple[Float64[np.ndarray, "dim"], Float64[np.ndarray, "dim"]]:
+    """Mean and deviation of each feature; the deviation of a constant one is 0."""
     count = 0
     # Broadcast against the first chunk, which brings the features' number.
     mean = squares = np.zeros(1)
@@ -157,8 +180,7 @@ def feature_statistics(
     variance = squares / count
     deviation = np.sqrt(variance)
     is_constant = deviation <= _CONSTANT_SHARE * np.sqrt(np.square(mean) + variance)
-    scale = 1.0 / np.where(is_constant, 1.0, deviation)
-    return mean.astype(np.float32), scale.astype(np.float32)
+    return mean, np.where(is_constant, 0.0, deviation)
 
 
 def _token_chunks(split: Split, modality: str, max_tokens: int | None) -> Iterator[np.ndarray]:

@@ -32,7 +32,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("environment",),
         ("encoders.transformer",),
         ("losses", "record_losses", "ranking_losses"),
-        ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics"),
+        ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics", "robustness_metrics"),
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
         ("sharding",),
@@ -85,6 +85,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
         ("models.fusion", "models.heads"),
         ("predictions",),
+        ("corruptions",),
         (
             "reports.report",
             "reports.table_report",
@@ -94,6 +95,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.evaluated_run",
             "reports.record_table",
             "reports.resampling",
+            "reports.robustness_card",
+            "reports.robustness_figure",
             "reports.calibration",
             "reports.result_figures",
             "reports.training_figures",
@@ -165,7 +168,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "table_evaluation",
         ),
     ),
-    (("predict",),),
+    (("predict",), ("robustness", "robustness_files")),
 )
 # Used without the rest of the package; its names are found when they are first used.
 PUBLIC = PACKAGE / "encoders"

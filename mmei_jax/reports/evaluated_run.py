@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mmei_jax.config import Config
-from mmei_jax.records import Dataset
+from mmei_jax.records import Dataset, DatasetSpec
 from mmei_jax.reports.record_table import RecordTable, read_record_table
 from mmei_jax.reports.resampling import Intervals, bootstrap_intervals
 from mmei_jax.types import InputError
@@ -45,14 +45,18 @@ class EvaluatedRun:
     @property
     def is_simulated(self) -> bool:
         """Whether the manifest says that nobody was recorded."""
-        spec = self.dataset.spec
-        return "simulat" in f"{spec.name} {spec.description} {spec.source}".lower()
+        return is_simulated(self.dataset.spec)
 
     def epoch(self, step: float | int) -> float:
         """Passes over the training records after ``step`` updates."""
         splits = self.dataset.manifest["splits"]
         num_records = sum(splits[name]["num_records"] for name in self.config.data.train_splits)
         return step * self.config.data.batch_size / num_records
+
+
+def is_simulated(spec: DatasetSpec) -> bool:
+    """Whether a data set says of itself that nobody was recorded."""
+    return "simulat" in f"{spec.name} {spec.description} {spec.source}".lower()
 
 
 def read_run(workdir: Path, split: str, data_path: str | None, command: str | None) -> EvaluatedRun:
