@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from mmei_jax.config import parse
 from mmei_jax.extraction import extraction_config
+from mmei_jax.table_config import is_table, parse_table
 from mmei_jax.types import InputError
 
 CONFIGS = sorted(
@@ -19,6 +20,11 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_is_accepted_and_survives_json(name):
     values = importlib.import_module(f"configs.{name}").get_config().to_dict()
+    if is_table(values):
+        table = parse_table(values)
+        assert parse_table(json.loads(json.dumps(values))) == table
+        assert len(set(table.rows.values())) == len(table.rows) > 5
+        return
     if name != "extraction":
         config = parse(values)
         assert parse(config.to_json()) == config
