@@ -262,8 +262,9 @@ class _Trainer:
         is_better, goes_on = [], []
         for index, found in enumerate(figures):
             value, best = found[name], progress.best_values[index]
-            progress.has_diverged[index] |= not math.isfinite(loss[index])
-            counts = bool(is_active[index]) and math.isfinite(value)
+            progress.has_diverged[index] |= not (math.isfinite(loss[index]) and math.isfinite(found["loss"]))
+            # Numbers that overflowed in the last update show in the validation loss: classes are chosen all the same.
+            counts = bool(is_active[index]) and math.isfinite(value) and math.isfinite(found["loss"])
             better = counts and (best is None or (value < best if self._is_smaller_better else value > best))
             if better:
                 progress.best_values[index], progress.best_steps[index] = value, step

@@ -47,8 +47,8 @@ class ReplicaState:
 
     Attributes:
         train: the states.
-        is_active: False for a replica that has stopped: its state stays as it is. A replica whose loss is not finite
-            stops by itself, before that update.
+        is_active: False for a replica that has stopped: its state stays as it is. A replica whose loss
+            or gradient is not finite stops by itself, before that update.
     """
 
     train: TrainState
@@ -215,7 +215,7 @@ class Replicas:
 
             def body(state: ReplicaState, plan: BatchPlan) -> tuple[ReplicaState, Any]:
                 new, report = step(state.train, gather_batch(table, plan))
-                is_active = state.is_active & jnp.isfinite(report.loss)
+                is_active = state.is_active & jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norm)
                 kept = jax.tree.map(lambda after, before: jnp.where(is_active, after, before), new, state.train)
                 means = {
                     task: total / jnp.maximum(report.task_counts[task], 1.0)

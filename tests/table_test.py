@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from configs import table1_small
 from mmei_jax import replica_training
 from mmei_jax.evaluation import Evaluator
 from mmei_jax.records import Dataset
@@ -23,19 +24,18 @@ from mmei_jax.table_training import read_row, train_table
 from mmei_jax.training import train
 from mmei_jax.types import InputError
 from mmei_jax.workdir import StopRequest
-from tests import tiny
+from tests import processes, tiny
 
 RESAMPLES = 20
 
 
 def table_dict(data, **changes):
-    """Two cheap rows, a search of two points, two seeds."""
-    config = tiny.config_dict(data, train__num_epochs=2)
-    linear = {"architecture": "pooled_logistic"}
+    """Two rows that compile in a second, a search of two points, two seeds."""
+    config = tiny.config_dict(data, train__num_epochs=2, model__architecture="pooled_logistic")
     config.table = ml_collections.ConfigDict(
         {
             "order": ("text_only", "pooled_logistic"),
-            "rows": {"text_only": {"data": {"modalities": ("text",)}}, "pooled_logistic": {"model": linear}},
+            "rows": {"text_only": {"data": {"modalities": ("text",)}}, "pooled_logistic": {}},
             "reference_row": "text_only",
             "num_seeds": 2,
             "updates_per_dispatch": 5,
@@ -252,6 +252,16 @@ def test_row_that_is_not_trained_is_named(data, tmp_path):
         evaluate_table(tmp_path)
 
 
+def test_point_that_diverges_is_not_chosen(data, tmp_path):
+    changes = {"kind": "grid", "ranges": (), "grid": (("optimizer.learning_rate", (1e30, 1e-3)),), "num_points": 0}
+    values = table_dict(data, **{f"table__search__{key}": value for key, value in changes.items()}, table__num_seeds=1)
+    run(values, tmp_path)
+    search = json.loads((tmp_path / "rows" / "text_only" / "search.json").read_text())
+    assert search["chosen"] == {"optimizer.learning_rate": 1e-3}
+    assert [point["has_diverged"] for point in search["points"]] == [True, False]
+    assert search["points"][0]["value"] is None
+
+
 def test_grid_is_the_product_of_its_values(data):
     grid = (("optimizer.learning_rate", (1e-3, 1e-2)), ("loss.ranking_weight", (0.1, 0.5, 1.0)))
     changes = {"kind": "grid", "ranges": (), "grid": grid, "num_points": 0}
@@ -300,3 +310,27 @@ def test_paired_interval_is_narrower_than_that_of_the_difference_of_two_samples(
     assert low <= difference <= high
     itself = paired_differences(ours.records, ours.records, ["emotion/accuracy"], num_resamples=20)
     assert itself["emotion/accuracy"] == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.slow
+def test_every_row_of_the_small_table_is_trained_and_reported(data, tmp_path):
+    """The six rows and the seventh as commands, at tiny size; late fusion is evaluated a second time."""
+    flags = [f"--config.data.path={data}", f"--workdir={tmp_path / 'run'}"]
+    code, output = processes.run("train.py", "--config=tests/tiny_table_config.py", *flags)
+    assert code == 0, output
+    code, output = processes.run("eval.py", f"--workdir={tmp_path / 'run'}")
+    assert code == 0, output
+    rows = json.loads((tmp_path / "run" / "eval" / "test.json").read_text())["rows"]
+    assert set(rows) == {*table1_small.get_config().table.order, "late_fusion_calibrated"}
+    plain, calibrated = (rows[name]["metrics"] for name in ("late_fusion", "late_fusion_calibrated"))
+    assert [found["emotion/cross_entropy"] for found in plain] != [
+        found["emotion/cross_entropy"] for found in calibrated
+    ]
+    for one, other in zip(plain, calibrated, strict=True):
+        assert one["ranking/map"] == other["ranking/map"]
+    text = (tmp_path / "run" / "eval" / "test_report" / "report.md").read_text()
+    assert "Late Fusion, temperatures from validation" in text
+    before = (tmp_path / "run" / "eval" / "test.json").read_bytes()
+    code, output = processes.run("eval.py", f"--workdir={tmp_path / 'run'}")
+    assert code == 0, output
+    assert (tmp_path / "run" / "eval" / "test.json").read_bytes() == before
