@@ -290,7 +290,10 @@ CONTEXT_TEXTS = ("a happy word[SEP]the sad voice", "a happy word", "the voice an
 
 def test_states_behind_the_context_are_those_of_a_model_that_has_read_it(encoders, tmp_path):
     """Against Hugging Face's model on the whole text; the last one is too long, and loses the start of its context."""
-    rows = [{"id": f"text{index}", "split": "train", "text": text} for index, text in enumerate(CONTEXT_TEXTS)]
+    rows = [
+        {"id": f"text{index}", "split": "train", "text": text, "emotion": "joy"}
+        for index, text in enumerate(CONTEXT_TEXTS)
+    ]
     clips = write_list(tmp_path / "clips.csv", rows)
     changes = {"modalities": ("text",), "text__stored": "after_context", "text__max_tokens": 20}
     counts = run(encoders, clips, tmp_path / "data", changes=changes)
