@@ -90,6 +90,13 @@ def get_config() -> ml_collections.ConfigDict:
     loss.emotion_label = "emotion"
     # Pairs (class name, weight), by name, for the softmax emotion loss; () weighs all classes 1.
     loss.emotion_class_weights = ()
+    # Gamma of the focal loss (Lin et al., 2017), in the softmax and sigmoid losses of emotion and intent (at least 0):
+    # the larger, the less do records count that are told well already. 0 is cross-entropy; the authors take 2.
+    loss.focal_gamma = 0.0
+    # Tau of the logit adjustment (Menon et al., 2021), in the softmax losses of emotion and intent (at least 0):
+    # training adds tau times the log share of each class among the training records to the logits. Evaluation and
+    # prediction do not, and so choose rare classes more often. 0 adjusts nothing, 1 aims at the classes' mean recall.
+    loss.logit_adjustment = 0.0
     # Intent task: "softmax" or "none".
     loss.intent = "softmax"
     # Ranking loss: "in_batch_softmax", "bpr", "listnet" or "none".

@@ -61,6 +61,10 @@ def get_config() -> ml_collections.ConfigDict:
             checkpoint="",
             # Longest text in tokens, [CLS] and [SEP] included; the rest is cut off and counted.
             max_tokens=128,
+            # Tokens whose states are stored: "all", or "after_context": those behind the last separator within the
+            # text, such as the [SEP] between previous turns and the utterance. The encoder reads the context all the
+            # same, and what is too long loses the start of its context instead of its own end.
+            stored="all",
             # Tokens of a row, into which several texts are packed, and rows encoded at once.
             tokens_per_row=128,
             rows_per_batch=16,

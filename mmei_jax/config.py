@@ -90,6 +90,8 @@ class LossConfig:
     emotion: Literal["softmax", "sigmoid", "regression"]
     emotion_label: str
     emotion_class_weights: tuple[tuple[str, float], ...]
+    focal_gamma: float
+    logit_adjustment: float
     intent: Literal["softmax", "none"]
     ranking: Literal["in_batch_softmax", "bpr", "listnet", "none"]
     recognition_weight: float
@@ -315,6 +317,15 @@ def _check_loss(loss: LossConfig) -> None:
         loss.emotion_class_weights,
         f"() when loss.emotion is {loss.emotion!r}: class weights go with 'softmax'",
     )
+    # Without such a task the key would change nothing.
+    kinds = {loss.emotion, loss.intent}
+    accepted = {"focal_gamma": {"softmax", "sigmoid"}, "logit_adjustment": {"softmax"}}
+    for key, tasks in accepted.items():
+        value = getattr(loss, key)
+        require(value >= 0.0, f"loss.{key}", value, "at least 0")
+        require(
+            not value or bool(kinds & tasks), f"loss.{key}", value, f"0 without a task of {' or '.join(sorted(tasks))}"
+        )
     for name, weight in loss.emotion_class_weights:
         require(weight >= 0.0, f"loss.emotion_class_weights[{name!r}]", weight, "at least 0")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Integer
 
-from mmei_jax.config import Config
+from mmei_jax.config import Config, LossConfig
 from mmei_jax.packing import Arranger
 from mmei_jax.record_order import ShuffledOrder
 from mmei_jax.records import Split
@@ -181,6 +181,38 @@ def _moments(
     deviation = np.sqrt(variance)
     is_constant = deviation <= _CONSTANT_SHARE * np.sqrt(np.square(mean) + variance)
     return mean, np.where(is_constant, 0.0, deviation)
+
+
+def class_log_priors(split: Split, config: LossConfig) -> dict[str, Float32[np.ndarray, "_"]]:
+    """What ``config.logit_adjustment`` multiplies: the log share of each class among a split's labelled records.
+
+    Args:
+        split: the training split, normally.
+        config: names the tasks, and the emotion task's label.
+
+    Returns:
+        By task with a softmax loss, ``[classes]`` float32 in label order; {} when the logits are not adjusted.
+
+    Raises:
+        InputError: a class has no record: the logarithm of its share is not finite.
+    """
+    if not config.logit_adjustment:
+        return {}
+    labels = {"emotion": config.emotion_label} if config.emotion == "softmax" else {}
+    labels |= {"intent": "intent"} if config.intent == "softmax" else {}
+    log_priors = {}
+    for task, name in labels.items():
+        class_names = split.dataset.spec.labels[name].class_names
+        value, is_labelled = split.gather_label(name, np.arange(split.num_records))
+        counts = np.array([np.count_nonzero(is_labelled & (value == index)) for index in range(len(class_names))])
+        if not counts.all():
+            raise InputError(
+                f"config.loss.logit_adjustment = {config.logit_adjustment}: no record of split {'+'.join(split.names)} "
+                f"of {split.dataset.path} has {name} {class_names[int(np.argmin(counts))]!r}: expected 0, or records "
+                "of every class"
+            )
+        log_priors[task] = np.log(counts / counts.sum()).astype(np.float32)
+    return log_priors
 
 
 def _token_chunks(split: Split, modality: str, max_tokens: int | None) -> Iterator[np.ndarray]:

@@ -15,8 +15,14 @@ from jaxtyping import Array, Float
 
 from mmei_jax.config import LossConfig
 from mmei_jax.ranking_losses import bpr, in_batch_softmax, listnet
-from mmei_jax.record_losses import RecordLosses, make_losses, one_if_zero
-from mmei_jax.types import Batch, InputError, Label, Outputs
+from mmei_jax.recognition_losses import (
+    absolute_error,
+    class_weights_by_name,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
+from mmei_jax.record_losses import RecordLosses, one_if_zero
+from mmei_jax.types import Batch, Outputs
 
 __all__ = [
     "RecordLosses",
@@ -35,128 +41,13 @@ __all__ = [
 T = TypeVar("T")
 
 
-def softmax_cross_entropy(
-    logits: Float[Array, "batch classes"], label: Label, class_weights: Float[Array, "classes"] | None = None
-) -> RecordLosses:
-    """Cross-entropy of one class per record, the CE of Eq. 6.
-
-    ``values[b] = -w[y_b] log softmax(logits[b])[y_b]``, and the mean divides by the sum of ``w[y_b]``, as
-    ``torch.nn.CrossEntropyLoss(weight)`` does.
-
-    Args:
-        logits: ``[batch, classes]`` float; anything where not labelled.
-        label: ``[batch]`` int class ids. A labelled id outside ``[0, classes)`` gives NaN, never another class.
-        class_weights: ``[classes]`` float32 in label order, see :func:`class_weights_by_name`; None weighs all 1.
-
-    Returns:
-        RecordLosses, counted where labelled.
-
-    Example:
-        >>> label = Label(value=jnp.array([0, 1]), is_labelled=jnp.array([True, False]))
-        >>> [f"{value:.4f}" for value in softmax_cross_entropy(jnp.zeros((2, 4)), label).values.tolist()]
-        ['1.3863', '0.0000']
-    """
-    is_counted = label.is_labelled
-    # Both the logits and the result are masked: where() on the result alone would still send 0 * inf = NaN backwards.
-    safe_logits = jnp.where(is_counted[:, None], logits.astype(jnp.float32), 0.0)
-    class_id = jnp.where(is_counted, label.value, 0)
-    log_probabilities = jax.nn.log_softmax(safe_logits, axis=-1)
-    num_classes = logits.shape[-1]
-    is_class = (class_id >= 0) & (class_id < num_classes)
-    safe_class = jnp.clip(class_id, 0, num_classes - 1)
-    values = -jnp.take_along_axis(log_probabilities, safe_class[:, None], axis=-1)[:, 0]
-    values = jnp.where(is_class, values, jnp.nan)
-    weights = None if class_weights is None else class_weights.astype(jnp.float32)[safe_class]
-    return make_losses(values, is_counted, weights)
-
-
-def sigmoid_cross_entropy(logits: Float[Array, "batch classes"], label: Label) -> RecordLosses:
-    """Binary cross-entropy averaged over classes, for several emotions at once (MOSEI).
-
-    ``values[b] = mean_c [softplus(x_bc) - y_bc x_bc]``; the mean over records is that of
-    ``torch.nn.BCEWithLogitsLoss()``.
-
-    Args:
-        logits: ``[batch, classes]`` float; anything where not labelled.
-        label: ``[batch, classes]`` float targets in [0, 1].
-
-    Returns:
-        RecordLosses, counted where labelled.
-
-    Example:
-        >>> label = Label(value=jnp.array([[0.0, 1.0]]), is_labelled=jnp.array([True]))
-        >>> round(float(sigmoid_cross_entropy(jnp.zeros((1, 2)), label).mean()), 4)
-        0.6931
-    """
-    is_counted = label.is_labelled
-    safe_logits = jnp.where(is_counted[:, None], logits.astype(jnp.float32), 0.0)
-    targets = jnp.where(is_counted[:, None], label.value, 0).astype(jnp.float32)
-    # softplus(x) - y x without overflow: y softplus(-x) + (1 - y) softplus(x).
-    values = targets * jax.nn.softplus(-safe_logits) + (1.0 - targets) * jax.nn.softplus(safe_logits)
-    return make_losses(jnp.mean(values, axis=-1), is_counted, None)
-
-
-def absolute_error(predictions: Float[Array, "batch"], label: Label) -> RecordLosses:
-    """Absolute error of a real-valued target.
-
-    The paper names no loss for MOSEI's sentiment. Absolute error is what MOSEI work trains with (MulT, MMSA) and is the
-    MAE that it reports.
-
-    Args:
-        predictions: ``[batch]`` float; anything where not labelled.
-        label: ``[batch]`` float targets.
-
-    Returns:
-        RecordLosses, counted where labelled.
-
-    Example:
-        >>> label = Label(value=jnp.array([1.0, -2.0]), is_labelled=jnp.array([True, True]))
-        >>> absolute_error(jnp.array([0.5, 1.0]), label).values.tolist()
-        [0.5, 3.0]
-    """
-    is_counted = label.is_labelled
-    safe_predictions = jnp.where(is_counted, predictions.astype(jnp.float32), 0.0)
-    targets = jnp.where(is_counted, label.value, 0).astype(jnp.float32)
-    return make_losses(jnp.abs(safe_predictions - targets), is_counted, None)
-
-
-def class_weights_by_name(
-    pairs: tuple[tuple[str, float], ...], class_names: tuple[str, ...]
-) -> Float[Array, "classes"]:
-    """Class weights in label order, from pairs in any order.
-
-    Args:
-        pairs: (class name, weight) pairs; every class exactly once.
-        class_names: the data set's classes in label order.
-
-    Returns:
-        ``[classes]`` float32.
-
-    Raises:
-        InputError: a class is unknown, missing or named twice.
-
-    Example:
-        >>> class_weights_by_name((("joy", 2.0), ("neutral", 0.5)), ("neutral", "joy")).tolist()
-        [0.5, 2.0]
-    """
-    names = [name for name, _ in pairs]
-    accepted = f"expected each of {', '.join(class_names)} once"
-    for name in names:
-        if name not in class_names:
-            raise InputError(f"config.loss.emotion_class_weights: unknown class {name!r}; {accepted}")
-        if names.count(name) > 1:
-            raise InputError(
-                f"config.loss.emotion_class_weights: class {name!r} occurs {names.count(name)} times; {accepted}"
-            )
-    for name in class_names:
-        if name not in names:
-            raise InputError(f"config.loss.emotion_class_weights: class {name!r} is missing; {accepted}")
-    weights = dict(pairs)
-    return jnp.asarray([weights[name] for name in class_names], dtype=jnp.float32)
-
-
 def task_losses(
-    outputs: Outputs, batch: Batch, config: LossConfig, class_weights: Float[Array, "classes"] | None = None
+    outputs: Outputs,
+    batch: Batch,
+    config: LossConfig,
+    class_weights: Float[Array, "classes"] | None = None,
+    *,
+    log_priors: Mapping[str, Float[Array, "_"]] | None = None,
 ) -> dict[str, RecordLosses]:
     """The losses of all tasks that the configuration switches on.
 
@@ -165,6 +56,8 @@ def task_losses(
         batch: targets.
         config: which loss each task uses.
         class_weights: ``[emotions]`` float32 for the softmax emotion loss, see :func:`class_weights_by_name`.
+        log_priors: by task, ``[classes]`` float32 log share of each class in training; ``config.logit_adjustment``
+            times these is added to the logits of the softmax losses. Only training gives them: None adjusts nothing.
 
     Returns:
         RecordLosses by task, in the order "emotion", "intent", "ranking", without the tasks that are off.
@@ -174,9 +67,10 @@ def task_losses(
 
     Example:
         >>> config = LossConfig(
-        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="softmax", ranking="none",
-        ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
-        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), focal_gamma=0.0,
+        ...     logit_adjustment=0.0, intent="softmax", ranking="none", recognition_weight=1.0,
+        ...     ranking_weight=0.5, task_weighting="fixed", temperature=1.0, logq_correction=True,
+        ...     remove_accidental_hits=True,
         ... )
         >>> batch = Batch(
         ...     vision=None, audio=None, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
@@ -189,14 +83,17 @@ def task_losses(
         >>> {task: (round(float(records.mean()), 4), int(records.count())) for task, records in losses.items()}
         {'emotion': (1.3863, 2), 'intent': (1.0986, 1)}
     """
-    losses = {"emotion": _emotion_losses(outputs, batch, config, class_weights)}
+    shifts = {task: config.logit_adjustment * prior for task, prior in (log_priors or {}).items()}
+    losses = {"emotion": _emotion_losses(outputs, batch, config, class_weights, shifts.get("emotion"))}
     if config.intent != "none":
         intent, label = _require(outputs.intent, "outputs.intent"), _require(batch.intent, "batch.intent")
-        if outputs.intent_branches is not None:
-            intent_losses = partial(softmax_cross_entropy, label=label)
-            losses["intent"] = _branch_losses(intent_losses, outputs.intent_branches, outputs.modality_weights)
+        intent_losses = partial(
+            softmax_cross_entropy, label=label, focal_gamma=config.focal_gamma, logit_shift=shifts.get("intent")
+        )
+        if outputs.intent_branches is None:
+            losses["intent"] = intent_losses(intent)
         else:
-            losses["intent"] = softmax_cross_entropy(intent, label)
+            losses["intent"] = _branch_losses(intent_losses, outputs.intent_branches, outputs.modality_weights)
     if config.ranking != "none":
         losses["ranking"] = _ranking_losses(outputs, batch, config)
     return losses
@@ -222,9 +119,10 @@ def task_counts(
 
     Example:
         >>> config = LossConfig(
-        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="softmax", ranking="none",
-        ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
-        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), focal_gamma=0.0,
+        ...     logit_adjustment=0.0, intent="softmax", ranking="none", recognition_weight=1.0,
+        ...     ranking_weight=0.5, task_weighting="fixed", temperature=1.0, logq_correction=True,
+        ...     remove_accidental_hits=True,
         ... )
         >>> batch = Batch(
         ...     vision=None, audio=None, text=None, is_record=jnp.ones(2, bool), record_index=jnp.arange(2),
@@ -284,9 +182,10 @@ def total_loss(
     Example:
         >>> one = RecordLosses(values=jnp.array([2.0]), is_counted=jnp.array([True]), weights=jnp.ones(1))
         >>> config = LossConfig(
-        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="none",
-        ...     ranking="in_batch_softmax", recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
-        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), focal_gamma=0.0,
+        ...     logit_adjustment=0.0, intent="none", ranking="in_batch_softmax", recognition_weight=1.0,
+        ...     ranking_weight=0.5, task_weighting="fixed", temperature=1.0, logq_correction=True,
+        ...     remove_accidental_hits=True,
         ... )
         >>> loss, scalars = total_loss({"emotion": one, "ranking": one}, config)
         >>> float(loss), sorted(scalars)
@@ -316,20 +215,21 @@ def total_loss(
 
 
 def _emotion_losses(
-    outputs: Outputs, batch: Batch, config: LossConfig, class_weights: Float[Array, "classes"] | None
+    outputs: Outputs, batch: Batch, config: LossConfig, class_weights: Array | None, logit_shift: Array | None
 ) -> RecordLosses:
     emotion, label = _require(outputs.emotion, "outputs.emotion"), _require(batch.emotion, "batch.emotion")
+    gamma = config.focal_gamma
 
     def losses(logits: Array) -> RecordLosses:
         if config.emotion == "softmax":
-            return softmax_cross_entropy(logits, label, class_weights)
+            return softmax_cross_entropy(logits, label, class_weights, focal_gamma=gamma, logit_shift=logit_shift)
         if config.emotion == "sigmoid":
-            return sigmoid_cross_entropy(logits, label)
+            return sigmoid_cross_entropy(logits, label, focal_gamma=gamma)
         return absolute_error(logits, label)
 
-    if outputs.emotion_branches is not None:
-        return _branch_losses(losses, outputs.emotion_branches, outputs.modality_weights)
-    return losses(emotion)
+    if outputs.emotion_branches is None:
+        return losses(emotion)
+    return _branch_losses(losses, outputs.emotion_branches, outputs.modality_weights)
 
 
 def _branch_losses(
@@ -338,7 +238,6 @@ def _branch_losses(
     weights: Float[Array, "batch modalities"],
 ) -> RecordLosses:
     """Late fusion's: each record's mean over its present branches; 0 for a record without any."""
-    # vmap over the branches, so that each of them has the loss of a model of its own
     each = jax.vmap(losses, in_axes=1)(branches)
     values = jnp.sum(each.values * jnp.moveaxis(weights, 1, 0), axis=0)
     return RecordLosses(values=values, is_counted=each.is_counted[0], weights=each.weights[0])

@@ -80,9 +80,10 @@ def batch_metrics(
 
     Example:
         >>> config = LossConfig(
-        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), intent="none", ranking="none",
-        ...     recognition_weight=1.0, ranking_weight=0.5, task_weighting="fixed",
-        ...     temperature=1.0, logq_correction=True, remove_accidental_hits=True,
+        ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), focal_gamma=0.0,
+        ...     logit_adjustment=0.0, intent="none", ranking="none", recognition_weight=1.0,
+        ...     ranking_weight=0.5, task_weighting="fixed", temperature=1.0, logq_correction=True,
+        ...     remove_accidental_hits=True,
         ... )
         >>> from mmei_jax.types import TokenSequence
         >>> tokens = TokenSequence(features=jnp.zeros((2, 1, 3)), segment_ids=jnp.ones((2, 1), int))

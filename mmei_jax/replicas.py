@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from mmei_jax.config import Config
+from mmei_jax.data_statistics import class_log_priors
 from mmei_jax.device_split import BatchPlan, DeviceSplit, Planner, gather_batch
 from mmei_jax.input_pipeline import ShuffledOrder, num_steps
 from mmei_jax.models.mmei import Tasks
@@ -126,6 +127,7 @@ class Replicas:
         self._steps_per_epoch = split.num_records / config.data.batch_size
         self.model = build_model_for(self.config, tasks)
         self._shapes = variable_shapes(self.model)
+        self._log_priors = class_log_priors(split, config.loss)
         self._planner = Planner(split, config)
         self._orders = [
             ShuffledOrder(
@@ -210,7 +212,12 @@ class Replicas:
             config = self._configured(settings)
             model = build_model_for(config, self._tasks)
             step = make_train_step(
-                model, self._optimizer(config), config, self._class_weights, parameters=self._shapes["params"]
+                model,
+                self._optimizer(config),
+                config,
+                self._class_weights,
+                self._log_priors,
+                parameters=self._shapes["params"],
             )
 
             def body(state: ReplicaState, plan: BatchPlan) -> tuple[ReplicaState, Any]:

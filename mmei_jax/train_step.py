@@ -1,11 +1,12 @@
 """One update: forward, Eq. 6, backward, AdamW; a pure function of (state, batch), jitted and donated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mmei_jax.config import Config
@@ -23,6 +24,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: Config,
     class_weights: Float[Array, "emotions"] | None,
+    log_priors: Mapping[str, ArrayLike] | None = None,
     *,
     parameters: Any = None,
 ) -> TrainStep:
@@ -35,7 +37,20 @@ def make_train_step(
     Dropout keys derive from (seed, step, micro-batch): the state carries no generator. With gradient accumulation each
     task is divided by its count in the *whole* batch, so the accumulated gradient is that of the whole batch; only the
     in-batch negatives of the ranking loss come from the micro-batch alone.
+
+    Args:
+        model: what is trained.
+        optimizer: how.
+        config: losses, micro-batches and seed.
+        class_weights: ``[emotions]`` float32 in label order; None weighs all 1.
+        log_priors: by task ``[classes]`` float32 in label order, what ``config.loss.logit_adjustment`` multiplies.
+
+    Raises:
+        ValueError: the logits are to be adjusted, but there are no priors.
     """
+    if config.loss.logit_adjustment and not log_priors:
+        raise ValueError("config.loss.logit_adjustment is on, but log_priors is empty")
+    priors = {task: jnp.asarray(prior, jnp.float32) for task, prior in (log_priors or {}).items()}
     num_micro_batches = config.train.gradient_accumulation_steps
     is_trained = trained_mask(config.optimizer, variable_shapes(model)["params"] if parameters is None else parameters)
 
@@ -54,7 +69,7 @@ def make_train_step(
             rngs={"dropout": dropout_key, "modality_dropout": modality_key},
         )
         outputs = cast(Outputs, answer)
-        losses = task_losses(outputs, batch, config.loss, class_weights)
+        losses = task_losses(outputs, batch, config.loss, class_weights, log_priors=priors)
         loss, _ = total_loss(losses, config.loss, outputs.task_log_variances, counts=counts)
         weights = jnp.sum(outputs.modality_weights * batch.is_record[:, None], axis=0)
         return loss, (losses, weights)

@@ -21,6 +21,7 @@ from mmei_jax import environment, input_pipeline
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.compilations import CompilationCounter
 from mmei_jax.config import Config
+from mmei_jax.data_statistics import class_log_priors
 from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.optimizer import make_optimizer, make_schedule
@@ -197,7 +198,8 @@ class _Run:
 
     def _jit_step(self) -> TrainStep:
         class_weights = emotion_class_weights(self.config.loss, self.dataset)
-        step = make_train_step(self.model, self.optimizer, self.config, class_weights)
+        log_priors = class_log_priors(self.split, self.config.loss)
+        step = make_train_step(self.model, self.optimizer, self.config, class_weights, log_priors)
         return jit_train_step(step, state_shapes(self.model, self.optimizer, self.mesh))
 
     def _open_log(self, step: int) -> TrainingLog:

@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("host_memory",),
         ("environment",),
         ("encoders.transformer",),
-        ("losses", "record_losses", "ranking_losses"),
+        ("losses", "record_losses", "ranking_losses", "recognition_losses"),
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics", "robustness_metrics"),
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),

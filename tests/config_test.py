@@ -68,6 +68,16 @@ REFUSED = [
         {"loss__emotion_class_weights": (("joy", 1.0),), "loss__emotion": "sigmoid"},
         r"class weights go with 'softmax'",
     ),
+    ({"loss__focal_gamma": -1.0}, r"config\.loss\.focal_gamma = -1\.0: expected at least 0"),
+    ({"loss__logit_adjustment": -0.5}, r"config\.loss\.logit_adjustment = -0\.5: expected at least 0"),
+    (
+        {"loss__focal_gamma": 2.0, "loss__emotion": "regression", "loss__intent": "none"},
+        r"config\.loss\.focal_gamma = 2\.0: expected 0 without a task of sigmoid or softmax",
+    ),
+    (
+        {"loss__logit_adjustment": 1.0, "loss__emotion": "sigmoid", "loss__intent": "none"},
+        r"config\.loss\.logit_adjustment = 1\.0: expected 0 without a task of softmax",
+    ),
     ({"seed": 2**32}, r"config\.seed = 4294967296: expected an integer in \[0, 2\*\*32\)"),
     ({"optimizer__clip_norm": float("inf")}, r"config\.optimizer\.clip_norm = inf: expected a finite number"),
     ({"loss__temperature": float("nan")}, r"config\.loss\.temperature = nan: expected a finite number"),

@@ -285,6 +285,37 @@ def test_lists_in_tsv_and_parquet_are_read_as_csv(clips, tmp_path):
     assert read_clips(tmp_path / "clips.tsv", SPECS) == read_clips(tmp_path / "clips.parquet", SPECS) == expected
 
 
+CONTEXT_TEXTS = ("a happy word[SEP]the sad voice", "a happy word", "the voice and " * 9 + "[SEP]a sad word")
+
+
+def test_states_behind_the_context_are_those_of_a_model_that_has_read_it(encoders, tmp_path):
+    """Against Hugging Face's model on the whole text; the last one is too long, and loses the start of its context."""
+    rows = [
+        {"id": f"text{index}", "split": "train", "text": text, "emotion": "joy"}
+        for index, text in enumerate(CONTEXT_TEXTS)
+    ]
+    clips = write_list(tmp_path / "clips.csv", rows)
+    changes = {"modalities": ("text",), "text__stored": "after_context", "text__max_tokens": 20}
+    counts = run(encoders, clips, tmp_path / "data", changes=changes)
+    assert counts["texts_cut"] == 1
+    found = features(tmp_path / "data")["text"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoders.source["text"], truncation_side="left")
+    model = transformers.AutoModel.from_pretrained(encoders.source["text"]).eval()
+    for index, (text, num_kept) in enumerate(zip(CONTEXT_TEXTS, (4, 5, 4), strict=True)):
+        tokens = tokenizer(text, truncation=True, max_length=20, return_tensors="pt")
+        with torch.no_grad():
+            states = model(**tokens).last_hidden_state[0].numpy()
+        assert len(found[f"text{index}"]) == num_kept
+        np.testing.assert_allclose(found[f"text{index}"], states[-num_kept:], atol=1e-4)
+    layer = Dataset.open(tmp_path / "data").spec.modalities["text"].producer.layer
+    assert layer == "last, tokens behind the context"
+
+
+def test_raw_media_without_context_are_refused(encoders, clips, tmp_path):
+    with pytest.raises(InputError, match=r"config\.text\.stored = 'after_context': expected 'all' for raw media"):
+        run(encoders, clips, tmp_path / "data", changes={"text__stored": "after_context"}, depth="raw")
+
+
 def test_raw_depth_keeps_what_the_encoders_would_be_given(encoders, clips, tmp_path):
     output = tmp_path / "data"
     run(encoders, clips, output, depth="raw")

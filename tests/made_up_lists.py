@@ -60,6 +60,16 @@ def write_meld(folder: Path, rows: dict[str, list[dict[str, str]]]) -> Path:
     return folder
 
 
+def write_mintrec(folder: Path, intents: list[str], num_train: int = 160, num_dev: int = 20) -> Path:
+    """``train.tsv`` and ``dev.tsv``, the intents in turns; gives the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, num_rows in (("train", num_train), ("dev", num_dev)):
+        rows = [f"S01\tE01\t{split}{row}\tsays {row} words\t{intents[row % len(intents)]}" for row in range(num_rows)]
+        text = "\n".join(["season\tepisode\tclip\ttext\tlabel", *rows, ""])
+        (folder / f"{split}.tsv").write_text(text, encoding="utf-8")
+    return folder
+
+
 def write_published(path: Path, rows: dict[str, list[dict[str, str]]], **more: object) -> Path:
     """What is 'published' of these rows, counted here; ``more`` holds further keys, such as known_findings."""
     splits = {}

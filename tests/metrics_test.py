@@ -15,6 +15,8 @@ NUM_RECORDS, EMOTIONS, INTENTS, ITEMS, EMBEDDING = 37, 5, 3, 40, 4
 CONFIG = {
     "emotion_label": "emotion",
     "emotion_class_weights": (),
+    "focal_gamma": 0.0,
+    "logit_adjustment": 0.0,
     "intent": "softmax",
     "ranking": "in_batch_softmax",
     "recognition_weight": 1.0,

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import mosi, ravdess
-from tests import processes
+from benchmarks import mosi, ravdess, text_study
+from mmei_jax.extraction.published_facts import read_published
+from tests import made_up_lists, processes, random_encoders
 
 ROUNDS = ("fusion_step", "ragged_step", "matrix_products", "encoders", "input_pipeline", "startup", "extraction")
 
@@ -77,3 +78,18 @@ def test_quick_fold_study_of_made_up_features(study, tmp_path):
     summary, progress = _run(study.name, f"--input={tmp_path / 'it.npz'}", f"--workdir={tmp_path / 'runs'}")
     assert "fold 0, seed 0" in progress
     assert [len(case["scores"]) for case in summary["cases"]] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_quick_text_study_of_made_up_lists(tmp_path):
+    intents = read_published(processes.ROOT / "data" / "mintrec" / "published.json").labels["intent"].class_names
+    flags = {
+        "data": made_up_lists.write_meld(tmp_path / "meld", made_up_lists.meld_rows()),
+        "mintrec": made_up_lists.write_mintrec(tmp_path / "mintrec", list(intents)),
+        "checkpoint": random_encoders.make(tmp_path / "encoders").converted["text"],
+        "workdir": tmp_path / "runs",
+    }
+    summary, progress = _run("text_study", *(f"--{name}={path}" for name, path in flags.items()))
+    assert [case["case"] for case in summary["cases"]] == list(text_study.CASES)
+    assert "MIntRec, seed 0" in progress

@@ -33,7 +33,7 @@ def make(folder: Path) -> RandomEncoders:
         "audio": transformers.Wav2Vec2Config(
             **_SIZES, conv_dim=(8,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, vocab_size=12
         ),
-        "text": transformers.BertConfig(**_SIZES, vocab_size=len(WORDS), max_position_embeddings=128),
+        "text": transformers.BertConfig(**_SIZES, vocab_size=len(WORDS), max_position_embeddings=256),
     }
     folders = {name: _write(folder / name, config.to_dict()) for name, config in configs.items()}
     size = {"height": 32, "width": 32}

@@ -3,11 +3,14 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mmei_jax import input_pipeline
+from mmei_jax.data_statistics import class_log_priors
+from mmei_jax.losses import task_losses
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, make_mesh
 from mmei_jax.state import build_model, initial_state, state_shapes
@@ -23,6 +26,10 @@ def data(tmp_path_factory):
     return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
 
 
+# Losses for unbalanced classes.
+BALANCED = {"loss__focal_gamma": 2.0, "loss__logit_adjustment": 1.0}
+
+
 def prepare(config):
     """A jitted step, a fresh state and training batches on the mesh."""
     dataset = Dataset.open(config.data.path)
@@ -31,12 +38,15 @@ def prepare(config):
     optimizer = optax.sgd(0.1)
     state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
     batches = input_pipeline.train_iterator(dataset, config, batch_sharding(mesh))
-    step = jit_train_step(make_train_step(model, optimizer, config, None), state_shapes(model, optimizer, mesh))
+    log_priors = class_log_priors(dataset.split(*config.data.train_splits), config.loss)
+    step = make_train_step(model, optimizer, config, None, log_priors)
+    step = jit_train_step(step, state_shapes(model, optimizer, mesh))
     return step, state, batches
 
 
-def test_accumulated_micro_batches_equal_the_whole_batch(data):
-    whole = tiny.config(data, **SEPARABLE)
+@pytest.mark.parametrize("changes", [{}, BALANCED], ids=["plain", "balanced"])
+def test_accumulated_micro_batches_equal_the_whole_batch(data, changes):
+    whole = tiny.config(data, **SEPARABLE, **changes)
     results = []
     for num_micro_batches in (1, 4):
         config = dataclasses.replace(
@@ -118,3 +128,32 @@ def test_frozen_parameters_do_not_move_and_are_not_in_the_gradient_norm(data):
     for name in names:
         jax.tree.map(np.testing.assert_array_equal, after[name], before[name])
     assert norms[1] < norms[0]
+
+
+def test_update_adjusts_the_logits_by_the_training_splits_shares_and_evaluation_does_not(data):
+    config = tiny.config(data, **SEPARABLE, loss__logit_adjustment=1.0)
+    step, state, batches = prepare(config)
+    batch = next(batches)
+    batches.close()
+    dataset = Dataset.open(data)
+    model = build_model(config, dataset)
+    outputs = model.apply({"params": state.parameters, "statistics": state.statistics}, batch, is_training=False)
+    plain = {task: losses.mean() for task, losses in task_losses(outputs, batch, config.loss).items()}
+    split = dataset.split("train")
+    _, report = step(state, batch)
+    for task in ("emotion", "intent"):
+        value, _ = split.gather_label(task, np.arange(split.num_records))
+        shares = np.bincount(value) / len(value)
+        shifted = jax.nn.log_softmax(getattr(outputs, task) + jnp.log(shares)[None])
+        label = getattr(batch, task)
+        expected = -np.asarray(shifted)[np.arange(len(label.value)), label.value].mean()
+        found = report.task_totals[task] / report.task_counts[task]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert abs(found - plain[task]) > 0.01
+
+
+def test_adjustment_without_priors_is_refused(data):
+    config = tiny.config(data, loss__logit_adjustment=1.0)
+    model = build_model(config, Dataset.open(data))
+    with pytest.raises(ValueError, match="logit_adjustment is on, but log_priors is empty"):
+        make_train_step(model, optax.sgd(0.1), config, None)

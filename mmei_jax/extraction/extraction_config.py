@@ -45,6 +45,7 @@ class TextExtraction:
 
     checkpoint: str
     max_tokens: int
+    stored: Literal["all", "after_context"]
     tokens_per_row: int
     rows_per_batch: int
 

@@ -20,6 +20,7 @@ from mmei_jax.extraction.encoding import EncodedClip, EncodedShard, frames_witho
 from mmei_jax.extraction.extraction_config import ExtractionConfig
 from mmei_jax.extraction.text_encoding import Tokenizer
 from mmei_jax.records import Producer
+from mmei_jax.types import InputError
 
 _LARGEST_SAMPLE = 32767
 
@@ -50,7 +51,7 @@ class RawClips:
         """Reads how inputs are made.
 
         Raises:
-            InputError: a file is missing, or says what is not implemented.
+            InputError: a file is missing, or says what is not implemented; or context is not to be stored.
         """
         self.num_devices = 0
         self.encoders: dict[str, RawModality] = {}
@@ -76,6 +77,8 @@ class RawClips:
             producer = Producer(layer="samples", sample_rate_hz=rate)
             self.encoders["audio"] = RawModality(1, "int16", producer)
         if self.has_text:
+            if config.text.stored != "all":
+                raise InputError(f"config.text.stored = {config.text.stored!r}: expected 'all' for raw media")
             self._tokenizer = Tokenizer(config.text.checkpoint, config.text.max_tokens)
             producer = Producer(encoder=f"tokenizer of {Path(config.text.checkpoint).name}", layer="token ids")
             self.encoders["text"] = RawModality(1, "int32", producer)

@@ -46,11 +46,13 @@ class TextEncoder:
         if text.max_tokens > encoder.config.max_tokens:
             most = encoder.config.max_tokens
             raise InputError(f"config.text.max_tokens = {text.max_tokens}: expected at most the checkpoint's {most}")
-        self.tokenizer = Tokenizer(text.checkpoint, text.max_tokens)
+        self._drops_context = text.stored == "after_context"
+        self.tokenizer = Tokenizer(text.checkpoint, text.max_tokens, keeps_end=self._drops_context)
         self.dim = encoder.config.stack.dim
         self.dtype = config.dtype
         self.token_shape: tuple[int, ...] = ()
-        self.producer = Producer(encoder=encoder_name(encoder), revision=encoder_fingerprint(encoder), layer="last")
+        layer = "last, tokens behind the context" if self._drops_context else "last"
+        self.producer = Producer(encoder=encoder_name(encoder), revision=encoder_fingerprint(encoder), layer=layer)
         self._device = device
         self._tokens_per_row = text.tokens_per_row
         self._rows = device.rows(text.rows_per_batch)
@@ -80,9 +82,11 @@ class TextEncoder:
             for batch in packed.batches
         ]
 
+        starts = [self.tokenizer.context_length(text) if self._drops_context else 0 for text in texts]
+
         def collect() -> dict[int, np.ndarray]:
             return {
-                index: states
+                index: states[starts[index] :]
                 for output, batch in sent
                 for index, states in states_of_records(np.asarray(output), batch.segment_ids, batch.record_index)
             }
@@ -93,8 +97,13 @@ class TextEncoder:
 class Tokenizer:
     """A checkpoint's tokenizer, which cuts what is too long."""
 
-    def __init__(self, folder: str, max_tokens: int) -> None:
+    def __init__(self, folder: str, max_tokens: int, *, keeps_end: bool = False) -> None:
         """Loads it from the checkpoint's folder.
+
+        Args:
+            folder: of the checkpoint.
+            max_tokens: most tokens of a text.
+            keeps_end: whether what is too long loses its start instead of its end.
 
         Raises:
             InputError: the folder has none.
@@ -105,6 +114,7 @@ class Tokenizer:
             wanted = "expected the checkpoint's tokenizer files (tokenizer.json, or vocab.txt) in it"
             raise InputError(f"{folder}: no tokenizer: {wanted}: {' '.join(str(error).split())[:200]}") from error
         self._max_tokens = max_tokens
+        self._tokenizer.truncation_side = "left" if keeps_end else "right"
 
     def encode(self, text: str) -> EncodedText:
         """Token ids with what the tokenizer puts around them, at most ``max_tokens``."""
@@ -113,6 +123,12 @@ class Tokenizer:
             return EncodedText(whole, is_cut=False)
         cut = self._tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"]
         return EncodedText(cut, is_cut=True)
+
+    def context_length(self, token_ids: list[int]) -> int:
+        """Tokens up to the last separator within a text, that one included; 0 without any."""
+        inner = token_ids[:-1]
+        separator = self._tokenizer.sep_token_id
+        return len(inner) - inner[::-1].index(separator) if separator in inner else 0
 
 
 class _TextShard:
