@@ -30,10 +30,6 @@ def make_train_step(
 ) -> TrainStep:
     """The update as a function of state and batch, not yet jitted.
 
-    Numbers of the configuration may be traced: rates, weights, the seed (:data:`mmei_jax.replicas.VARIED_KEYS`). Then
-    ``parameters`` must be given: the tree of the model's parameters or their shapes, for which tracing it needs no
-    numbers.
-
     Dropout keys derive from (seed, step, micro-batch): the state carries no generator. With gradient accumulation each
     task is divided by its count in the *whole* batch, so the accumulated gradient is that of the whole batch; only the
     in-batch negatives of the ranking loss come from the micro-batch alone.
@@ -44,6 +40,8 @@ def make_train_step(
         config: losses, micro-batches and seed.
         class_weights: ``[emotions]`` float32 in label order; None weighs all 1.
         log_priors: by task ``[classes]`` float32 in label order, what ``config.loss.logit_adjustment`` multiplies.
+        parameters: the tree of the model's parameters, or their shapes; None finds it by tracing the model. Must be
+            given where numbers of the configuration are traced (:data:`mmei_jax.replicas.VARIED_KEYS`).
 
     Raises:
         ValueError: the logits are to be adjusted, but there are no priors.
