@@ -31,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import rounds
+from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.config import Config, parse
 from mmei_jax.evaluation import evaluate_workdir
 from mmei_jax.extraction import import_features
@@ -84,9 +85,17 @@ class Score:
     macro_f1: float
 
 
-def run(study: Study, description: str | None) -> None:
-    """The command of a study: runs every fold, seed and input; prints a table, and a JSON line at the end."""
+def run(study: Study, description: str | None) -> int:
+    """The command of a study: runs every fold, seed and input; prints a table, and a JSON line at the end.
+
+    Returns:
+        The exit code; what was given wrong is told in one line.
+    """
     options = _parse(study, description)
+    return report_errors(lambda: _run(study, options))
+
+
+def _run(study: Study, options: argparse.Namespace) -> int:
     workdir = Path(options.workdir)
     # Runs of one input set share their programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -121,10 +130,11 @@ def run(study: Study, description: str | None) -> None:
         figures = {f"majority_{metric}": _mean(majority, metric) for metric in METRICS} | {"paired_accuracy": paired}
         write_json(Path(options.results), {**_context(study), **figures, **summary})
     print(json.dumps(summary))
+    return 0
 
 
 def _parse(study: Study, description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, help=study.input_name)
     default = f"runs/{study.name}"
     parser.add_argument("--workdir", default=default, help="receives shards and runs (default: %(default)s)")

@@ -32,6 +32,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks import rounds
 from configs import learning_curve
+from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.config import Config, parse
 from mmei_jax.evaluation import evaluate_workdir, read_config
 from mmei_jax.records import Dataset, Split
@@ -145,9 +146,9 @@ def _size_name(size: int) -> str:
     return f"{size / 1000:g}k"
 
 
-def main() -> None:
-    """Makes the data, runs every seed and size, prints a table, and a JSON line at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    """Makes the data, runs every seed and size, prints a table, and a JSON line at the end; returns the exit code."""
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="runs/learning_curve", help="data and runs (default: %(default)s)")
     parser.add_argument("--num_seeds", type=int, default=FULL.num_seeds, help="at most, and by default, %(default)s")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
@@ -155,15 +156,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, two small sizes, in WORKDIR/quick")
     parser.add_argument("--from_results", help="JSON file of an earlier start: table, cases and picture again, no runs")
     options = parser.parse_args()
-    if options.from_results:
-        written = json.loads(Path(options.from_results).read_text())
-        ours, peer = ({int(size): scores for size, scores in written[key].items()} for key in ("ours", "logistic"))
-        _report(options, ours, peer, {key: value for key, value in written.items() if key not in ("ours", "logistic")})
-        return
-    curve = QUICK if options.quick else FULL
-    workdir = Path(options.workdir) / ("quick" if options.quick else "")
     if not 1 <= options.num_seeds <= FULL.num_seeds:
         parser.error(f"--num_seeds={options.num_seeds}: expected 1 to {FULL.num_seeds}")
+    return report_errors(lambda: _report_again(options) if options.from_results else _run(options))
+
+
+def _report_again(options: argparse.Namespace) -> int:
+    """Table, cases and picture from an earlier start's results."""
+    try:
+        written = json.loads(Path(options.from_results).read_text(encoding="utf-8"))
+        ours, peer = ({int(size): scores for size, scores in written[key].items()} for key in ("ours", "logistic"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--from_results={options.from_results}: expected what --results wrote: {error!r}") from error
+    _report(options, ours, peer, {key: value for key, value in written.items() if key not in ("ours", "logistic")})
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    curve = QUICK if options.quick else FULL
+    workdir = Path(options.workdir) / ("quick" if options.quick else "")
     # Runs share their programs.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -179,6 +190,7 @@ def main() -> None:
             peer[size].append(logistic_accuracies(config, folder / "logistic.json"))
             print(f"{size} records, seed {seed}: MMEI {ours[size][-1]}, regression {peer[size][-1]}", flush=True)
     _report(options, ours, peer, _context(curve, data))
+    return 0
 
 
 def _report(options: argparse.Namespace, ours: Scores, peer: Scores, context: dict[str, Any]) -> None:
@@ -369,4 +381,4 @@ def _context(curve: Curve, data: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

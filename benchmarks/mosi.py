@@ -6,6 +6,8 @@
 with them. A control has its labels shuffled within each video: only how positive a video is may be learned from it.
 """
 
+import sys
+
 from sklearn.linear_model import RidgeClassifier
 
 from benchmarks import fold_study
@@ -39,4 +41,4 @@ STUDY = fold_study.Study(
 
 
 if __name__ == "__main__":
-    fold_study.run(STUDY, __doc__)
+    sys.exit(fold_study.run(STUDY, __doc__))

@@ -6,6 +6,8 @@ Six actor folds, as benchmarks/fold_study.py deals with them. Text is one of two
 it must not help. A control has its labels shuffled within each actor: nothing may be learned from it.
 """
 
+import sys
+
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks import fold_study
@@ -40,4 +42,4 @@ STUDY = fold_study.Study(
 
 
 if __name__ == "__main__":
-    fold_study.run(STUDY, __doc__)
+    sys.exit(fold_study.run(STUDY, __doc__))

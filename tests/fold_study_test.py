@@ -215,3 +215,23 @@ def test_peers_candidate_is_chosen_on_the_validation_fold_and_then_trained_on_it
     for candidates in ((learns, cannot), (cannot, learns)):
         study = dataclasses.replace(mosi.STUDY, make_peers=lambda candidates=candidates: candidates)
         assert fold_study.peer_score(study, data, ("text",), 0) == alone
+
+
+def test_what_was_given_wrong_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    np.savez(tmp_path / "it.npz", vision=np.zeros((3, 2), np.float32))
+    for flags, message in (
+        ([f"--input={tmp_path / 'none.npz'}"], "none.npz: no such file or folder"),
+        ([f"--input={tmp_path / 'it.npz'}"], "it.npz"),
+        (["--input=x", "--quick", "--peer_only"], "--peer_only --quick: expected one of them"),
+        (["--input=x", "--num_seeds=two"], "--num_seeds"),
+    ):
+        monkeypatch.setattr("sys.argv", ["mosi", f"--workdir={tmp_path / 'run'}", *flags])
+        with keeping_jax_settings():
+            try:
+                code = fold_study.run(mosi.STUDY, "")
+            except SystemExit as stop:
+                code = stop.code
+        error = capsys.readouterr().err
+        assert code == 2
+        assert message in error
+        assert len(error.splitlines()) == 1

@@ -145,3 +145,25 @@ def test_table_and_picture_are_made_again_from_a_results_file(tmp_path, monkeypa
     assert (written["date"], written["ours"], len(written["cases"])) == ("1999-12-31", scores, 9)
     assert json.loads(lines[-1])["cases"] == written["cases"]
     assert (tmp_path / "it.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_seeds=0"], "error: --num_seeds=0: expected 1 to 3"),
+        (["--nope"], "error: unrecognized arguments: --nope"),
+        (["--from_results=FOLDER/none.json"], "No such file or directory"),
+        (["--from_results=FOLDER/other.json"], "other.json: expected what --results wrote"),
+    ],
+)
+def test_what_was_given_wrong_is_told_in_one_line(flags, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "other.json").write_text("{}")
+    monkeypatch.setattr("sys.argv", ["learning_curve", *(flag.replace("FOLDER", str(tmp_path)) for flag in flags)])
+    try:
+        code = learning_curve.main()
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
