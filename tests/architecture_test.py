@@ -90,6 +90,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.report",
             "reports.table_report",
             "reports.paper_table",
+            "reports.paired_resampling",
+            "reports.claims",
             "reports.result_sections",
             "reports.run_sections",
             "reports.evaluated_run",

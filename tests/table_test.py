@@ -14,8 +14,10 @@ from configs import table1_small
 from mmei_jax import replica_training
 from mmei_jax.evaluation import Evaluator
 from mmei_jax.records import Dataset
-from mmei_jax.reports.resampling import WeightedMetrics
-from mmei_jax.reports.table_report import paired_differences, write_table_report
+from mmei_jax.reports.paired_resampling import resample_rows
+from mmei_jax.reports.record_table import read_record_table
+from mmei_jax.reports.resampling import resampling_units
+from mmei_jax.reports.table_report import write_table_report
 from mmei_jax.sharding import make_evaluation_mesh
 from mmei_jax.state import build_model
 from mmei_jax.table_config import parse_table, search_points
@@ -152,7 +154,15 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
         assert f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" in text, name
     assert "text only (the place of Text-BERT)" in text
     assert "| 0.812 |" in text
-    for heading in ("Finding", "Table 1", "Against text_only", "α by emotion", "Training", "Search on the validation"):
+    for heading in (
+        "Finding",
+        "Table 1",
+        "Against text_only",
+        "α by emotion",
+        "Training",
+        "The paper's claims",
+        "Search on",
+    ):
         assert heading in text
     assert text.count("(simulated)") >= 6
     lines = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
@@ -294,22 +304,43 @@ def test_best_temperature_is_that_of_a_minimiser():
     assert best_temperature(logits, label) == pytest.approx(expected, rel=0.01)
 
 
-def test_paired_interval_is_narrower_than_that_of_the_difference_of_two_samples(evaluated):
+def test_paired_differences_are_those_of_the_same_draws(evaluated):
     workdir, _ = evaluated
-    from mmei_jax.reports.table_report import _read_row
-
     rows = json.loads((workdir / "eval" / "test.json").read_text())["rows"]
-    ours, reference = (_read_row(workdir, "test", name, rows[name]) for name in ("pooled_logistic", "text_only"))
-    found = paired_differences(ours.records, reference.records, ["emotion/accuracy"], num_resamples=200)
-    difference, low, high = found["emotion/accuracy"]
-    ones = np.ones(len(ours.records[0].user_ids))
-    expected = [
-        np.mean([WeightedMetrics(part)(ones)["emotion/accuracy"] for part in row.records]) for row in (ours, reference)
-    ]
-    assert difference == pytest.approx(expected[0] - expected[1])
-    assert low <= difference <= high
-    itself = paired_differences(ours.records, ours.records, ["emotion/accuracy"], num_resamples=20)
-    assert itself["emotion/accuracy"] == (0.0, 0.0, 0.0)
+    records = {}
+    for name, row in rows.items():
+        classes = Dataset.open(read_row(workdir, name).config.data.path).spec.labels
+        records[name] = [
+            read_record_table(
+                workdir / "eval" / "test" / name / f"seed_{seed}_predictions.parquet",
+                "softmax",
+                classes["emotion"].class_names,
+                classes["intent"].class_names,
+            )
+            for seed in row["seeds"]
+        ]
+    metrics = ["emotion/accuracy", "ranking/map"]
+    means = resample_rows(records, metrics, num_resamples=200)
+    ours, other = means["pooled_logistic"], means["text_only"]
+    for metric in metrics:
+        averages = [
+            np.mean([found[metric] for found in rows[name]["metrics"]]) for name in ("pooled_logistic", "text_only")
+        ]
+        value, low, high = ours.difference(other, metric)
+        assert value == pytest.approx(averages[0] - averages[1], abs=1e-6)
+        assert low <= value <= high
+        assert ours.value(metric)[0] == pytest.approx(averages[0], abs=1e-6)
+        assert ours.relative_change(other, metric)[0] == pytest.approx(averages[0] / averages[1] - 1, abs=1e-5)
+    assert ours.difference(ours, "emotion/accuracy") == (0.0, 0.0, 0.0)
+    # By hand: the accuracy of one seed under each draw of the same generator.
+    table = records["pooled_logistic"][0]
+    alone = resample_rows({"one": [table]}, ["emotion/accuracy"], num_resamples=3, seed=4)["one"]
+    generator, hits = np.random.default_rng(4), table.emotion.choice == table.emotion.label
+    _, unit = resampling_units(table.user_ids)
+    for place in range(3):
+        count = unit.max() + 1
+        weights = np.bincount(generator.integers(0, count, count), minlength=count)[unit]
+        assert alone.draws[place, 0] == pytest.approx((hits * weights).sum() / weights.sum())
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ same bytes, and nothing is trained.
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from jaxtyping import Float
 
 from mmei_jax.config import Config, parse
 from mmei_jax.records import Dataset
+from mmei_jax.reports.claims import claims_table, table_claims
 from mmei_jax.reports.drawing import report_style, to_png
 from mmei_jax.reports.page import Picture, Section, to_html, to_markdown
+from mmei_jax.reports.paired_resampling import ResampledMeans, resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE, ROW_TITLES
 from mmei_jax.reports.record_table import RecordTable, read_record_table
 from mmei_jax.reports.report import replace_folder
-from mmei_jax.reports.resampling import LEVEL, WeightedMetrics, resampling_units
+from mmei_jax.reports.resampling import WeightedMetrics
 from mmei_jax.reports.tables import escaped, markdown_table
 from mmei_jax.reports.training_figures import loss_figure
 from mmei_jax.types import MODALITIES, InputError
@@ -100,15 +102,18 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
     dataset = Dataset.open(reference.config.data.path)
     simulated = "simulat" in f"{dataset.spec.name} {dataset.spec.description}".lower()
     note = " (simulated)" if simulated else ""
+    metrics = sorted({*PAPER_METRICS, *_COMPARED})
+    means = resample_rows({row.name: row.records for row in rows}, metrics, num_resamples=num_resamples)
     title = f"Table 1 on {escaped(dataset.spec.name)}, {split} split"
     with report_style():
         sections = [
             _finding_section(rows, reference, note),
             _main_section(rows, note),
             *(_task_section(rows, task, note) for task in ("emotion", "intent", "joint") if _has(reference, task)),
-            _comparison_section(rows, reference, note, num_resamples),
+            _comparison_section(rows, reference, means, note, num_resamples),
             _alpha_section(reference, note),
             _loss_section(reference, note),
+            _claims_section(reference, means, note),
             _search_section(rows),
             Section("How to make it again", ["```bash\n" + command + "\n```"]),
         ]
@@ -124,52 +129,6 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
     folder = workdir / "eval" / f"{split}_report"
     replace_folder(folder, files)
     return folder
-
-
-def paired_differences(
-    row: Sequence[RecordTable],
-    reference: Sequence[RecordTable],
-    metrics: Sequence[str],
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
-) -> dict[str, tuple[float, float, float]]:
-    """Row minus reference, each the mean over its seeds, with the percentile interval of a paired bootstrap.
-
-    Records (or users, see :func:`~mmei_jax.reports.resampling.resampling_units`) are drawn anew, the same for all seeds
-    of both rows: the interval is that of other records, with these trained models (Efron and Tibshirani, 1993).
-
-    Args:
-        row: each seed's predictions.
-        reference: the same records, each seed's predictions.
-        metrics: names.
-        num_resamples: draws.
-        seed: of the draws.
-
-    Returns:
-        By metric the difference and its bounds; a metric that is undefined is left out.
-    """
-    _, unit_of_record = resampling_units(row[0].user_ids)
-    num_units = int(unit_of_record.max(initial=-1)) + 1
-    generator = np.random.default_rng(seed)
-    sides = [[WeightedMetrics(part) for part in side] for side in (row, reference)]
-
-    def differences(weights: np.ndarray) -> list[float]:
-        found = [[measure(weights) for measure in side] for side in sides]
-        means = [[np.mean([one.get(name, np.nan) for one in side]) for name in metrics] for side in found]
-        return [float(ours - theirs) for ours, theirs in zip(*means, strict=True)]
-
-    whole = differences(np.ones(len(unit_of_record)))
-    drawn = []
-    for _ in range(num_resamples):
-        counts = np.bincount(generator.integers(0, num_units, num_units), minlength=num_units)
-        drawn.append(differences(counts[unit_of_record].astype(np.float64)))
-    bounds = np.percentile(np.array(drawn), [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
-    return {
-        name: (whole[place], float(bounds[0, place]), float(bounds[1, place]))
-        for place, name in enumerate(metrics)
-        if np.isfinite(whole[place])
-    }
 
 
 def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> Row:
@@ -267,20 +226,17 @@ def _task_section(rows: list[Row], task: str, note: str) -> Section:
     return Section(f"{task.capitalize()}{note}", [markdown_table(titles, cells)])
 
 
-def _comparison_section(rows: list[Row], reference: Row, note: str, num_resamples: int) -> Section:
+def _comparison_section(
+    rows: list[Row], reference: Row, means: Mapping[str, ResampledMeans], note: str, num_resamples: int
+) -> Section:
     metrics = [name for name in _COMPARED if np.isfinite(reference.values(name)).all()]
     titles = ["row", *metrics]
     cells = []
     for row in rows:
         if row is reference:
             continue
-        found = paired_differences(row.records, reference.records, metrics, num_resamples=num_resamples)
-        cells.append(
-            [
-                _title(row),
-                *("{:+.3f} [{:+.3f}, {:+.3f}]".format(*found[name]) if name in found else "" for name in metrics),
-            ]
-        )
+        found = [means[row.name].difference(means[reference.name], name) for name in metrics]
+        cells.append([_title(row), *("{:+.3f} [{:+.3f}, {:+.3f}]".format(*part) for part in found)])
     text = (
         f"Each row minus {_title(reference)}{note}, with the 95 % interval of a paired bootstrap of {num_resamples} "
         "draws: the same records, or users, drawn anew for all seeds of both rows. An interval without 0 is a "
@@ -328,6 +284,16 @@ def _loss_section(reference: Row, note: str) -> Section:
         "line is the mean epoch of the checkpoints that were evaluated. The place of the paper's Fig. 3."
     )
     return Section("Training", [Picture("loss.png", caption, to_png(figure))])
+
+
+def _claims_section(reference: Row, means: Mapping[str, ResampledMeans], note: str) -> Section:
+    last = [np.array(group["evaluations"][-1]["loss"], float) for group in reference.training["history"]]
+    claims = table_claims(means, float(np.nanmean(np.concatenate(last))))
+    text = (
+        f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
+        "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size."
+    )
+    return Section("The paper's claims", [text, claims_table(claims)])
 
 
 def _search_section(rows: list[Row]) -> Section:
