@@ -26,8 +26,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.feedforward_dim = 512
     config.model.dropout_rate = 0.4
     config.model.pooling = "attention"
+    # Of a single modality, F is its vector: a head of more layers has nothing else to read.
+    config.model.head_num_layers = 0
 
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1e-3
 
     config.train.num_epochs = 4
     config.train.patience_evaluations = 0

@@ -23,16 +23,18 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model.num_layers = 1
     config.model.feedforward_dim = 512
-    config.model.dropout_rate = 0.4
+    config.model.dropout_rate = 0.5
     config.model.pooling = "attention"
+    # Of a single modality, F is its vector: a head of more layers has nothing else to read.
+    config.model.head_num_layers = 0
 
     config.loss.emotion_label = "intent"
     config.loss.intent = "none"
     config.loss.ranking = "none"
 
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.05
 
-    config.train.num_epochs = 15
+    config.train.num_epochs = 12
     config.train.best_metric = "validation/emotion/accuracy"
     return config
