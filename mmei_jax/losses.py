@@ -66,6 +66,7 @@ def task_losses(
         ValueError: a task is on, but outputs or batch lack it.
 
     Example:
+        >>> from mmei_jax.types import Label
         >>> config = LossConfig(
         ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), focal_gamma=0.0,
         ...     logit_adjustment=0.0, intent="softmax", ranking="none", recognition_weight=1.0,
@@ -118,6 +119,7 @@ def task_counts(
         ValueError: a task is on, but the batch lacks it.
 
     Example:
+        >>> from mmei_jax.types import Label
         >>> config = LossConfig(
         ...     emotion="softmax", emotion_label="emotion", emotion_class_weights=(), focal_gamma=0.0,
         ...     logit_adjustment=0.0, intent="softmax", ranking="none", recognition_weight=1.0,
