@@ -134,10 +134,10 @@ FULL = Curve(
     num_test=20_000,
 )
 QUICK = Curve(
-    {200: Recipe(2, 0.1), 1_000: Recipe(2, 0.1)},
+    {200: Recipe(1, 0.1), 1_000: Recipe(1, 0.1)},
     num_seeds=1,
-    num_validation=500,
-    num_test=500,
+    num_validation=300,
+    num_test=300,
     is_packed=False,
 )
 

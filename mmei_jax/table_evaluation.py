@@ -18,7 +18,7 @@ from mmei_jax.predictions import write_predictions
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import Variables, build_model
-from mmei_jax.table_config import TableConfig, parse_table
+from mmei_jax.table_config import TableConfig, is_table, parse_table
 from mmei_jax.table_training import TrainedRow, read_row
 from mmei_jax.types import MODALITIES, Batch, InputError, Outputs
 from mmei_jax.workdir import write_json
@@ -40,6 +40,8 @@ def read_table_config(workdir: Path) -> TableConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected the table that train.py wrote: {error}") from error
+    if not isinstance(values, dict) or not is_table(values):
+        raise InputError(f"{path}: expected the table that train.py wrote, a JSON object with 'table'")
     return parse_table(values)
 
 

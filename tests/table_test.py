@@ -262,6 +262,13 @@ def test_row_that_is_not_trained_is_named(data, tmp_path):
         evaluate_table(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_damaged_table_is_named(tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(InputError, match=r"table\.json: expected the table that train\.py wrote"):
+        evaluate_table(tmp_path)
+
+
 def test_point_that_diverges_is_not_chosen(data, tmp_path):
     changes = {"kind": "grid", "ranges": (), "grid": (("optimizer.learning_rate", (1e30, 1e-3)),), "num_points": 0}
     values = table_dict(data, **{f"table__search__{key}": value for key, value in changes.items()}, table__num_seeds=1)
