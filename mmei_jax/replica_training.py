@@ -29,7 +29,7 @@ from mmei_jax.replicas import ReplicaReport, Replicas, ReplicaState
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import Variables, build_model_for, tasks_of
 from mmei_jax.types import InputError
-from mmei_jax.workdir import StopRequest, write_json
+from mmei_jax.workdir import StopRequest, read_json, write_json
 
 # Share of a device's memory that replicas may take: the rest is for evaluation and for what the prediction leaves out.
 _USABLE_MEMORY = 0.8
@@ -145,7 +145,7 @@ class _Trainer:
         }
         identity = json.loads(json.dumps(identity))
         if path.exists():
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = read_json(path)
             if saved["identity"] != identity:
                 raise InputError(
                     f"{path}: begun with another configuration or data set; expected the same, or another --workdir"

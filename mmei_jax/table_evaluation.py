@@ -1,7 +1,6 @@
 """Evaluates every replica of every row of a table on the test splits: the only place that reads them."""
 
 import dataclasses
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from mmei_jax.state import Variables, build_model
 from mmei_jax.table_config import TableConfig, is_table, parse_table
 from mmei_jax.table_training import TrainedRow, read_row
 from mmei_jax.types import MODALITIES, Batch, InputError, Outputs
-from mmei_jax.workdir import write_json
+from mmei_jax.workdir import read_json, write_json
 
 # The temperatures among which calibration chooses, evenly on the logarithm.
 _TEMPERATURES = np.geomspace(0.1, 10.0, 801)
@@ -36,10 +35,7 @@ def read_table_config(workdir: Path) -> TableConfig:
         InputError: the file is damaged.
     """
     path = workdir / "table.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the table that train.py wrote: {error}") from error
+    values = read_json(path, "the table that train.py wrote")
     if not isinstance(values, dict) or not is_table(values):
         raise InputError(f"{path}: expected the table that train.py wrote, a JSON object with 'table'")
     return parse_table(values)

@@ -24,7 +24,7 @@ from mmei_jax.replicas import replace_key
 from mmei_jax.state import Variables
 from mmei_jax.table_config import TableConfig, search_points
 from mmei_jax.types import InputError
-from mmei_jax.workdir import StopRequest, locked, stop_on_signals, write_json
+from mmei_jax.workdir import StopRequest, locked, read_json, stop_on_signals, write_json
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def train_table(table: TableConfig, values: dict[str, Any], workdir: Path, *, co
     with locked(workdir), stop_on_signals() as stop:
         values = json.loads(json.dumps(values))
         path = workdir / "table.json"
-        if path.exists() and _read(path) != values:
+        if path.exists() and read_json(path) != values:
             raise InputError(f"{path}: begun with another configuration; expected the same, or another --workdir")
         for config in table.rows.values():
             Dataset.open(config.data.path)
@@ -104,7 +104,7 @@ def read_row(workdir: Path, name: str) -> TrainedRow:
     folder = workdir / "rows" / name
     if not (folder / "replicas.json").exists():
         raise InputError(f"{folder}: not trained yet; expected train.py to have finished")
-    summary = _read(folder / "replicas.json")
+    summary = read_json(folder / "replicas.json")
     search_path = folder / "search.json"
     try:
         flat = load_file(folder / "replicas.safetensors")
@@ -118,7 +118,7 @@ def read_row(workdir: Path, name: str) -> TrainedRow:
             place = place.setdefault(group, {})
         place[leaf] = value
     return TrainedRow(
-        name, parse(summary["config"]), summary, _read(search_path) if search_path.exists() else None, variables
+        name, parse(summary["config"]), summary, read_json(search_path) if search_path.exists() else None, variables
     )
 
 
@@ -138,7 +138,7 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
             found = train_replicas(shorter, varied, dataset, folder / "search", budget, stop, title=f"{name}, search")
             write_json(folder / "search.json", _search_summary(shorter, points, found))
             shutil.rmtree(folder / "search")
-        chosen = _read(folder / "search.json")["chosen"]
+        chosen = read_json(folder / "search.json")["chosen"]
     for key, value in chosen.items():
         config = replace_key(config, key, value)
     seeds = [config.seed + index for index in range(table.num_seeds)]
@@ -192,10 +192,3 @@ def _search_summary(config: Config, points: list[dict[str, float]], found: Repli
         "chosen": points[best],
         "chosen_index": best,
     }
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected what train.py wrote: {error}") from error

@@ -65,6 +65,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path, expected: str = "what train.py wrote") -> Any:
+    """What a JSON file holds that a command wrote.
+
+    Args:
+        path: the file.
+        expected: what should be there, for the error.
+
+    Raises:
+        InputError: it is missing, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected {expected}: {error}") from error
+
+
 def read_config(workdir: Path, data_path: str | None = None) -> Config:
     """The configuration that a run wrote; with another data folder where one is given.
 
@@ -72,10 +88,7 @@ def read_config(workdir: Path, data_path: str | None = None) -> Config:
         InputError: there is none, or it is damaged.
     """
     path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected the configuration that train.py wrote: {error}") from error
+    values = read_json(path, "the configuration that train.py wrote")
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise InputError(f"{path}: expected the configuration that train.py wrote, a JSON object with 'data'")
     if data_path is not None:

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mmei_jax.config import ModelConfig
-from mmei_jax.encoders.transformer import Dense, EncoderLayer, LayerNorm, attendable, with_axes
+from mmei_jax.encoders.transformer import Dense, EncoderLayer, LayerNorm, attendable
 from mmei_jax.models.fusion import (
     ModalityEmbedding,
     Pooling,
@@ -27,7 +27,15 @@ from mmei_jax.models.fusion import (
     weighted_sum,
 )
 from mmei_jax.models.heads import ContentTower, finish_embedding
-from mmei_jax.models.mmei import Fusion, Mmei, Tasks, embed_targets, in_order, make_user_projection
+from mmei_jax.models.mmei import (
+    Fusion,
+    Mmei,
+    Tasks,
+    declare_task_log_variances,
+    embed_targets,
+    in_order,
+    make_user_projection,
+)
 from mmei_jax.types import MODALITIES, Batch, Items, Outputs, TokenSequence
 
 
@@ -103,9 +111,7 @@ class LateFusion(nn.Module):
         if tasks.has_ranking:
             self.user_projection = {name: make_user_projection(config) for name in tasks.inputs()}
             self.content_tower = ContentTower(config, tasks.num_kinds)
-        if tasks.learns_task_weights:
-            init = with_axes(nn.initializers.zeros, "classes")
-            self.task_log_variances = self.param("task_log_variances", init, (len(tasks.names()),))
+        self.task_log_variances = declare_task_log_variances(self, tasks)
         one = partial(jnp.ones, (len(MODALITIES),))
         self.emotion_temperature = self.variable("statistics", "emotion_temperature", one)
         if tasks.num_intents is not None:
@@ -157,7 +163,7 @@ class LateFusion(nn.Module):
             user_embedding=user,
             positive_embedding=positive,
             slate_embedding=slate,
-            task_log_variances=self.task_log_variances if self.tasks.learns_task_weights else None,
+            task_log_variances=self.task_log_variances,
             emotion_branches=emotion_branches,
             intent_branches=intent_branches,
         )
@@ -205,9 +211,7 @@ class PooledLogistic(nn.Module):
         if tasks.has_ranking:
             self.user_projection = Dense(config.embedding_dim, ("features", "embed"))
             self.content_tower = ContentTower(config, tasks.num_kinds)
-        if tasks.learns_task_weights:
-            init = with_axes(nn.initializers.zeros, "classes")
-            self.task_log_variances = self.param("task_log_variances", init, (len(tasks.names()),))
+        self.task_log_variances = declare_task_log_variances(self, tasks)
 
     def __call__(self, batch: Batch, *, is_training: bool) -> Outputs:
         """Everything the model says about a batch; the same whether training or not."""
@@ -236,7 +240,7 @@ class PooledLogistic(nn.Module):
             user_embedding=user,
             positive_embedding=positive,
             slate_embedding=slate,
-            task_log_variances=self.task_log_variances if self.tasks.learns_task_weights else None,
+            task_log_variances=self.task_log_variances,
         )
 
     def embed_items(self, items: Items) -> Float[Array, "*items embedding"]:

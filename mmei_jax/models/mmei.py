@@ -113,9 +113,7 @@ class Mmei(nn.Module):
         if tasks.has_ranking:
             self.user_projection = make_user_projection(config)
             self.content_tower = ContentTower(config, tasks.num_kinds)
-        if tasks.learns_task_weights:
-            init = with_axes(nn.initializers.zeros, "classes")
-            self.task_log_variances = self.param("task_log_variances", init, (len(tasks.names()),))
+        self.task_log_variances = declare_task_log_variances(self, tasks)
 
     def set_up_fusion(self) -> None:
         """Names the submodules of :meth:`fuse`."""
@@ -167,7 +165,7 @@ class Mmei(nn.Module):
             user_embedding=user,
             positive_embedding=positive,
             slate_embedding=slate,
-            task_log_variances=self.task_log_variances if self.tasks.learns_task_weights else None,
+            task_log_variances=self.task_log_variances,
         )
 
     def embed_items(self, items: Items) -> Float[Array, "*items embedding"]:
@@ -249,6 +247,15 @@ class Mmei(nn.Module):
 def make_user_projection(config: ModelConfig, name: str | None = None) -> Dense:
     """The projection of Eq. 7's F_u, not yet applied."""
     return Dense(config.embedding_dim, ("embed", "features"), compute_dtype=config.compute_dtype, name=name)
+
+
+def declare_task_log_variances(module: nn.Module, tasks: Tasks) -> Array | None:
+    """The parameter behind learned task weights (Kendall et al., 2018), in a module's ``setup``; None without them."""
+    if not tasks.learns_task_weights:
+        return None
+    init = with_axes(nn.initializers.zeros, "classes")
+    variances: Array = module.param("task_log_variances", init, (len(tasks.names()),))
+    return variances
 
 
 def embed_targets(tower: ContentTower, batch: Batch, tasks: Tasks) -> tuple[Array | None, Array | None]:

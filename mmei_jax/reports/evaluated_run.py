@@ -10,7 +10,7 @@ from mmei_jax.records import Dataset, DatasetSpec
 from mmei_jax.reports.record_table import RecordTable, read_record_table
 from mmei_jax.reports.resampling import Intervals, bootstrap_intervals
 from mmei_jax.types import InputError
-from mmei_jax.workdir import read_config
+from mmei_jax.workdir import read_config, read_json
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_run(workdir: Path, split: str, data_path: str | None, command: str | No
     """
     config = read_config(workdir, data_path)
     dataset = Dataset.open(config.data.path)
-    summary = _read_json(workdir / "eval" / f"{split}.json")
+    summary = read_json(workdir / "eval" / f"{split}.json", "what eval.py wrote")
     names = {name: label.class_names for name, label in dataset.spec.labels.items()}
     records = read_record_table(
         workdir / "eval" / f"{split}_predictions.parquet",
@@ -91,15 +91,8 @@ def read_run(workdir: Path, split: str, data_path: str | None, command: str | No
         records=records,
         intervals=bootstrap_intervals(records),
         log=_read_log(workdir / "metrics.jsonl"),
-        environment=_read_json(workdir / "environment.json") if has_environment else None,
+        environment=read_json(workdir / "environment.json") if has_environment else None,
     )
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected what train.py or eval.py wrote: {error}") from error
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ same bytes, and nothing is trained.
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmei_jax.config import Config, parse
 from mmei_jax.records import Dataset
 from mmei_jax.reports.claims import claims_table, table_claims
 from mmei_jax.reports.drawing import report_style, to_png
+from mmei_jax.reports.evaluated_run import is_simulated
 from mmei_jax.reports.page import Picture, Section, to_html, to_markdown
 from mmei_jax.reports.paired_resampling import ResampledMeans, resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE, ROW_TITLES
@@ -27,7 +27,8 @@ from mmei_jax.reports.report import replace_folder
 from mmei_jax.reports.resampling import WeightedMetrics
 from mmei_jax.reports.tables import escaped, markdown_table
 from mmei_jax.reports.training_figures import loss_figure
-from mmei_jax.types import MODALITIES, InputError
+from mmei_jax.types import MODALITIES
+from mmei_jax.workdir import read_json
 
 NUM_RESAMPLES = 500
 
@@ -91,8 +92,8 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
     Raises:
         InputError: a file is missing or damaged.
     """
-    table = _read(workdir / "table.json")
-    evaluation = _read(workdir / "eval" / f"{split}.json")
+    table = read_json(workdir / "table.json")
+    evaluation = read_json(workdir / "eval" / f"{split}.json", "what eval.py wrote")
     # A second evaluation of a row, with other temperatures, follows the row.
     found = sorted(
         evaluation["rows"].items(), key=lambda item: (table["table"]["order"].index(item[1]["trained_row"]), item[0])
@@ -100,8 +101,7 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
     rows = [_read_row(workdir, split, name, result) for name, result in found]
     reference = next(row for row in rows if row.name == table["table"]["reference_row"])
     dataset = Dataset.open(reference.config.data.path)
-    simulated = "simulat" in f"{dataset.spec.name} {dataset.spec.description}".lower()
-    note = " (simulated)" if simulated else ""
+    note = " (simulated)" if is_simulated(dataset.spec) else ""
     metrics = sorted({*PAPER_METRICS, *_COMPARED})
     means = resample_rows({row.name: row.records for row in rows}, metrics, num_resamples=num_resamples)
     title = f"Table 1 on {escaped(dataset.spec.name)}, {split} split"
@@ -133,7 +133,7 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
 
 def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> Row:
     folder = workdir / "rows" / result["trained_row"]
-    training = _read(folder / "replicas.json")
+    training = read_json(folder / "replicas.json")
     config = parse(training["config"])
     names = {label: spec.class_names for label, spec in Dataset.open(config.data.path).spec.labels.items()}
     records = [
@@ -146,7 +146,7 @@ def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> R
         for seed in result["seeds"]
     ]
     search = folder / "search.json"
-    return Row(name, config, result, records, _read(search) if search.exists() else None, training)
+    return Row(name, config, result, records, read_json(search) if search.exists() else None, training)
 
 
 def _has(row: Row, task: str) -> bool:
@@ -350,10 +350,3 @@ def _latex(rows: list[Row], note: str) -> str:
         cells = " & ".join(_cell(row.values(metric)).replace("±", r"$\pm$") for metric in PAPER_METRICS)
         lines.append(f"{_title(row).strip('*').replace('_', chr(92) + '_')} & {cells} " + r"\\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected what train.py or eval.py wrote: {error}") from error
