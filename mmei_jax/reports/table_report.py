@@ -171,8 +171,8 @@ def _finding_section(rows: list[Row], reference: Row, note: str) -> Section:
     accuracy = reference.values("emotion/accuracy").mean()
     seeds = len(reference.result["seeds"])
     lines = [
-        f"{_title(reference)} names the emotion of {accuracy:.1%} of the {reference.result['num_records']:,} records "
-        f"(mean of {seeds} seeds{note})."
+        f"{_title(reference)} names the emotion of {accuracy:.1%} of the {reference.result['num_records']:,} records"
+        f"{note}, the mean of {seeds} seeds."
     ]
     ceiling = known.get("emotion/accuracy[late_fusion]")
     if ceiling is not None:
