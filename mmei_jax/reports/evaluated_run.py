@@ -73,7 +73,7 @@ def read_run(workdir: Path, split: str, data_path: str | None, command: str | No
     """
     config = read_config(workdir, data_path)
     dataset = Dataset.open(config.data.path)
-    summary = read_json(workdir / "eval" / f"{split}.json", "what eval.py wrote")
+    summary = read_json(workdir / "eval" / f"{split}.json", "what train.py or eval.py wrote")
     names = {name: label.class_names for name, label in dataset.spec.labels.items()}
     records = read_record_table(
         workdir / "eval" / f"{split}_predictions.parquet",
@@ -91,7 +91,9 @@ def read_run(workdir: Path, split: str, data_path: str | None, command: str | No
         records=records,
         intervals=bootstrap_intervals(records),
         log=_read_log(workdir / "metrics.jsonl"),
-        environment=read_json(workdir / "environment.json") if has_environment else None,
+        environment=read_json(workdir / "environment.json", "what train.py or eval.py wrote")
+        if has_environment
+        else None,
     )
 
 

@@ -93,7 +93,7 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
         InputError: a file is missing or damaged.
     """
     table = read_json(workdir / "table.json")
-    evaluation = read_json(workdir / "eval" / f"{split}.json", "what eval.py wrote")
+    evaluation = read_json(workdir / "eval" / f"{split}.json", "what train.py or eval.py wrote")
     # A second evaluation of a row, with other temperatures, follows the row.
     found = sorted(
         evaluation["rows"].items(), key=lambda item: (table["table"]["order"].index(item[1]["trained_row"]), item[0])
