@@ -25,7 +25,7 @@ from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_finge
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.records import Dataset
 from mmei_jax.replica_progress import DispatchClock, ReplicaProgress
-from mmei_jax.replicas import ReplicaReport, Replicas, ReplicaState
+from mmei_jax.replicas import Replicas, ReplicaState
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import Variables, build_model_for, tasks_of
 from mmei_jax.types import InputError
@@ -130,6 +130,7 @@ class _Trainer:
                 for name in config.data.modalities
             }
         self._is_smaller_better = is_smaller_better(config.train.best_metric)
+        self._last: tuple[dict[str, list[int | float]], Replicas] | None = None
 
     def group_sizes(self, varied: Mapping[str, Sequence[int | float]], folder: Path) -> list[int]:
         """How many replicas train together; as the folder says where training has begun.
@@ -211,8 +212,11 @@ class _Trainer:
             variables: Variables = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(best))
         return variables, progress
 
-    def _replicas(self, varied: Mapping[str, Sequence[int | float]], mesh: Mesh) -> Replicas:
-        return Replicas(self._config, varied, self._tasks, self._split, mesh, self._class_weights)
+    def _replicas(self, varied: dict[str, list[int | float]], mesh: Mesh) -> Replicas:
+        """Replicas with their programs: those of the last call, if they are the same."""
+        if self._last is None or self._last[0] != varied:
+            self._last = varied, Replicas(self._config, varied, self._tasks, self._split, mesh, self._class_weights)
+        return self._last[1]
 
     def _table_shapes(self, mesh: Mesh) -> DeviceSplit:
         shapes: DeviceSplit = jax.tree.map(
@@ -231,20 +235,20 @@ class _Trainer:
         self, replicas: Replicas, state: ReplicaState, table: DeviceSplit, start: int, stop: int, clock: DispatchClock
     ) -> tuple[ReplicaState, np.ndarray]:
         """The updates from ``start`` to ``stop``; returns the mean loss of each replica over them."""
-        losses: list[ReplicaReport] = []
+        losses: list[tuple[jax.Array, int]] = []
         most = self._budget.updates_per_dispatch
-        plan = replicas.plan(start, min(start + most, stop))
+        plan = replicas.plan(start, min(start + most, stop), most)
         for begin in range(start, stop, most):
             end = min(begin + most, stop)
-            with clock.dispatch((end - begin, *(leaf.shape for leaf in jax.tree.leaves(plan))), end - begin):
-                state, report = replicas.update(state, replicas.settings, table, plan)
-                losses.append(report)
+            with clock.dispatch(tuple(leaf.shape for leaf in jax.tree.leaves(plan)), end - begin):
+                state, report = replicas.update(state, table, plan, end - begin)
+                losses.append((report.loss, end - begin))
                 if end < stop:
                     # While the devices are at work, the host plans what comes next.
-                    plan = replicas.plan(end, min(end + most, stop))
+                    plan = replicas.plan(end, min(end + most, stop), most)
                 jax.block_until_ready(report.loss)
-        means = np.concatenate([jax.device_get(report.loss) for report in losses], axis=1).mean(axis=1)
-        return state, means
+        found = [jax.device_get(loss)[:, :count] for loss, count in losses]
+        return state, np.concatenate(found, axis=1).mean(axis=1)
 
     def _note(
         self,

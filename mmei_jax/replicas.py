@@ -62,8 +62,9 @@ class ReplicaReport:
     """What a dispatch tells the host, which fetches it late.
 
     Attributes:
-        loss: ``[replicas, steps]`` float32, Eq. 6; of a replica that has stopped, what its next loss would be.
-        task_losses: by task, ``[replicas, steps]`` float32 means.
+        loss: ``[replicas, steps]`` float32, Eq. 6; of a replica that has stopped, what its next loss would be; 0 for
+            steps of the plan that the dispatch left out.
+        task_losses: by task, ``[replicas, steps]`` float32 means; the same.
         is_active: ``[replicas]`` after the last step.
     """
 
@@ -138,7 +139,8 @@ class Replicas:
             )
             for seed in self.seeds
         ]
-        self.update = self._jit_update()
+        self._update = self._jit_update()
+        self._programs: dict[Any, Any] = {}
 
     def initial_state(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> ReplicaState:
         """Fresh states, each from its replica's seed.
@@ -162,14 +164,38 @@ class Replicas:
         is_active = jax.device_put(np.ones(len(self.seeds), bool), batch_sharding(self.mesh))
         return ReplicaState(train=train, is_active=is_active)
 
-    def plan(self, start: int, stop: int) -> BatchPlan:
-        """What the updates from ``start`` to ``stop`` read: ``[replicas, steps, ...]``, on the devices."""
-        batches = [order[step] for order in self._orders for step in range(start, stop)]
+    def plan(self, start: int, stop: int, size: int | None = None) -> BatchPlan:
+        """What the updates from ``start`` to ``stop`` read: ``[replicas, steps, ...]``, on the devices.
+
+        Args:
+            start: the first update.
+            stop: the one after the last.
+            size: steps of the plan, so that shorter dispatches need no program of their own: the last batch again
+                for those beyond ``stop``; None makes none.
+        """
+        steps = [min(step, stop - 1) for step in range(start, start + (size or stop - start))]
+        batches = [order[step] for order in self._orders for step in steps]
         plan = self._planner.plan(batches)
-        shape = (len(self.seeds), stop - start)
+        shape = (len(self.seeds), len(steps))
         split = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), plan)
         placed: BatchPlan = jax.device_put(split, batch_sharding(self.mesh))
         return placed
+
+    def update(
+        self, state: ReplicaState, table: DeviceSplit, plan: BatchPlan, num_steps: int
+    ) -> tuple[ReplicaState, ReplicaReport]:
+        """The first ``num_steps`` updates of a plan; overwrites the state that it is given.
+
+        Args:
+            state: of all replicas.
+            table: on the devices of the mesh.
+            plan: of :meth:`plan`.
+            num_steps: at most the steps of the plan. Another number is no other program.
+        """
+        done: tuple[ReplicaState, ReplicaReport] = self._program(state, table, plan)(
+            state, self.settings, table, plan, np.int32(num_steps)
+        )
+        return done
 
     def peak_bytes(self, table: DeviceSplit, num_steps: int) -> int:
         """What the program of ``num_steps`` updates needs on each device, as the compiler counts it before it runs.
@@ -178,15 +204,27 @@ class Replicas:
             table: shapes with shardings.
             num_steps: updates of one dispatch.
         """
-        state = jax.eval_shape(self.initial_state, {})
-        lowered = self.update.lower(state, self.settings, table, self.plan(0, min(num_steps, self.num_steps)))
-        found = lowered.compile().memory_analysis()
+        sharding = batch_sharding(self.mesh)
+        state: ReplicaState = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.initial_state, {}),
+        )
+        plan = self.plan(0, min(num_steps, self.num_steps), num_steps)
+        found = self._program(state, table, plan).memory_analysis()
         return int(
             found.argument_size_in_bytes
             + found.output_size_in_bytes
             + found.temp_size_in_bytes
             - found.alias_size_in_bytes
         )
+
+    def _program(self, state: ReplicaState, table: DeviceSplit, plan: BatchPlan) -> Any:
+        """The compiled update for plans of such a shape, compiled once, whether for its memory or to run it."""
+        key = tuple(leaf.shape for leaf in jax.tree.leaves(plan))
+        if key not in self._programs:
+            lowered = self._update.lower(state, self.settings, table, plan, np.int32(0))
+            self._programs[key] = lowered.compile()
+        return self._programs[key]
 
     def _configured(self, settings: Mapping[str, Array]) -> Config:
         """One replica's configuration, with traced numbers."""
@@ -200,14 +238,14 @@ class Replicas:
         return make_optimizer(config.optimizer, self._shapes["params"], schedule)
 
     def _jit_update(self) -> Any:
-        """The jitted ``(state, settings, table, plan) -> (state, report)``: as many updates as the plan has steps.
+        """The jitted ``(state, settings, table, plan, num_steps) -> (state, report)``: the first updates of a plan.
 
         It overwrites the state that it is given.
         """
         sharding = batch_sharding(self.mesh)
 
         def one(
-            state: ReplicaState, settings: dict[str, Array], table: DeviceSplit, plan: BatchPlan
+            state: ReplicaState, settings: dict[str, Array], table: DeviceSplit, plan: BatchPlan, num_steps: Array
         ) -> tuple[ReplicaState, ReplicaReport]:
             config = self._configured(settings)
             model = build_model_for(config, self._tasks)
@@ -220,22 +258,27 @@ class Replicas:
                 parameters=self._shapes["params"],
             )
 
-            def body(state: ReplicaState, plan: BatchPlan) -> tuple[ReplicaState, Any]:
-                new, report = step(state.train, gather_batch(table, plan))
+            def body(index: Array, carry: tuple[ReplicaState, Array, dict[str, Array]]) -> Any:
+                state, losses, task_losses = carry
+                here = jax.tree.map(lambda leaf: leaf[index], plan)
+                new, report = step(state.train, gather_batch(table, here))
                 is_active = state.is_active & jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norm)
                 kept = jax.tree.map(lambda after, before: jnp.where(is_active, after, before), new, state.train)
                 means = {
-                    task: total / jnp.maximum(report.task_counts[task], 1.0)
-                    for task, total in report.task_totals.items()
+                    task: values.at[index].set(report.task_totals[task] / jnp.maximum(report.task_counts[task], 1.0))
+                    for task, values in task_losses.items()
                 }
-                return ReplicaState(train=kept, is_active=is_active), (report.loss, means)
+                return ReplicaState(train=kept, is_active=is_active), losses.at[index].set(report.loss), means
 
-            state, (loss, means) = jax.lax.scan(body, state, plan)
-            return state, ReplicaReport(loss=loss, task_losses=means, is_active=state.is_active)
+            # Not a scan: how many updates are made is a value, so that a shorter dispatch is the same program.
+            zeros = jnp.zeros(plan.record_index.shape[0])
+            start = (state, zeros, dict.fromkeys(self._tasks.names(), zeros))
+            state, losses, task_losses = jax.lax.fori_loop(0, num_steps, body, start)
+            return state, ReplicaReport(loss=losses, task_losses=task_losses, is_active=state.is_active)
 
-        mapped = spread_over(self.mesh, jax.vmap(one, in_axes=(0, 0, None, 0)), is_split=(True, True, False, True))
+        mapped = jax.vmap(one, in_axes=(0, 0, None, 0, None))
         return jax.jit(
-            mapped,
+            spread_over(self.mesh, mapped, is_split=(True, True, False, True, False)),
             donate_argnums=0,
             out_shardings=sharding,
             compiler_options=step_compiler_options(self.mesh.devices.flat[0]),

@@ -54,9 +54,10 @@ def train_together(config, varied, num_steps, steps_per_dispatch=None, mesh=None
     replicas, table = prepare(config, varied, mesh)
     state, losses = replicas.initial_state({}), []
     for start in range(0, num_steps, steps_per_dispatch or num_steps):
-        plan = replicas.plan(start, min(start + (steps_per_dispatch or num_steps), num_steps))
-        state, report = replicas.update(state, replicas.settings, table, plan)
-        losses.append(jax.device_get(report.loss))
+        stop = min(start + (steps_per_dispatch or num_steps), num_steps)
+        plan = replicas.plan(start, stop, steps_per_dispatch)
+        state, report = replicas.update(state, table, plan, stop - start)
+        losses.append(jax.device_get(report.loss)[:, : stop - start])
     return state, np.concatenate(losses, axis=1)
 
 
@@ -135,8 +136,9 @@ def test_stopped_replica_stays_as_it_is_and_one_whose_loss_is_not_finite_stops_a
     replicas, table = prepare(config, varied)
     state = replicas.initial_state({})
     before = jax.device_get(state.train)
-    state = ReplicaState(train=state.train, is_active=np.array([True, False, True]))
-    state, report = replicas.update(state, replicas.settings, table, replicas.plan(0, 6))
+    is_active = jax.device_put(np.array([True, False, True]), batch_sharding(replicas.mesh))
+    state = ReplicaState(train=state.train, is_active=is_active)
+    state, report = replicas.update(state, table, replicas.plan(0, 6), 6)
     after, losses = jax.device_get(state.train), jax.device_get(report.loss)
     assert list(jax.device_get(state.is_active)) == [True, False, False]
     jax.tree.map(lambda old, new: np.testing.assert_array_equal(old[1], new[1]), before, after)
