@@ -96,14 +96,19 @@ CASE = Case("", num_layers=4, num_updates=16, num_batches=32, num_rows=(8, 9, 11
 QUICK_CASE = Case("", num_layers=1, num_updates=8, num_batches=8, num_rows=(11,))
 
 
-def write_records(path: Path, num_records: int, dim: int = 768) -> None:
-    """Random records with the lengths of utterances, all labelled, each with a slate of one item."""
-    generator = np.random.default_rng(1)
-    lengths = draw_lengths(num_records, seed=0, max_tokens=(16, 50, 32))
+def write_records(path: Path, lengths: np.ndarray, dim: int = 768) -> None:
+    """Random records, all labelled, each with a slate of one item.
+
+    Args:
+        path: folder to make.
+        lengths: ``[records, modalities]`` tokens.
+        dim: features of a token, and of an item.
+    """
+    generator, num_records = np.random.default_rng(1), len(lengths)
     classes = {"emotion": fusion_cases.NUM_EMOTIONS, "intent": fusion_cases.NUM_INTENTS}
     spec = DatasetSpec(
-        name="ragged",
-        description="random features, lengths of utterances",
+        name="random",
+        description="random features",
         source="benchmarks/ragged_step.py",
         licence="CC0",
         modalities={name: ModalitySpec(dim, "float32") for name in MODALITIES},
@@ -329,7 +334,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records"
         case = QUICK_CASE if arguments.quick else CASE
-        write_records(path, num_records=32 * case.num_batches)
+        lengths = draw_lengths(32 * case.num_batches, seed=0, max_tokens=(16, 50, 32))
+        write_records(path, lengths)
         case = dataclasses.replace(case, path=str(path))
         timing = rounds.measure_sides(
             {name: SIDES[name] for name in (rounds.OURS, *peers)},

@@ -11,18 +11,21 @@ def get_config() -> ml_collections.ConfigDict:
     """The paper's sizes, batch, rate and epochs, on 5,000 simulated records of 768 features a token."""
     config = default.get_config()
     config.data.path = "runs/data/aigc_int_5000_768"
-    config.table = make_table(transformer=dict(dim=448, feedforward_dim=1792), late_fusion={})
+    config.table = make_table("Table 1", transformer=dict(dim=448, feedforward_dim=1792), late_fusion={})
     return config
 
 
-def make_table(transformer: dict[str, Any], late_fusion: dict[str, Any]) -> ml_collections.ConfigDict:
+def make_table(title: str, *, transformer: dict[str, Any], late_fusion: dict[str, Any]) -> ml_collections.ConfigDict:
     """The group ``table``: the paper's six rows and one unnumbered.
 
     Args:
+        title: of the report.
         transformer: sizes of the Multi-Modal Transformer, and
         late_fusion: of each branch of the Late Fusion, so that both have as many parameters as MMEI, within 10 %.
     """
     table = ml_collections.ConfigDict()
+    # What the report is called.
+    table.title = title
     # Rows in the order of the table.
     table.order = (
         "text_only",

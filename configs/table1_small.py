@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.save_every_steps = 1000
     # Parameters within 10 % of MMEI's: see table1.
     config.table = table1.make_table(
-        transformer=dict(dim=88, feedforward_dim=352), late_fusion=dict(feedforward_dim=88)
+        "Table 1, small", transformer=dict(dim=88, feedforward_dim=352), late_fusion=dict(feedforward_dim=88)
     )
     config.table.search.num_epochs = 3
     config.table.updates_per_dispatch = 18

@@ -148,21 +148,14 @@ class Replicas:
         Args:
             statistics: by modality, ``[dim]`` mean and factor that standardise its features; the same for all.
         """
-
-        def one(settings: dict[str, Array]) -> TrainState:
-            config = self._configured(settings)
-            variables = initialize(build_model_for(config, self._tasks), config.seed)
-            constants = with_statistics(variables["statistics"], statistics)
-            return TrainState(
-                step=jnp.zeros((), jnp.int32),
-                parameters=variables["params"],
-                statistics=constants,
-                optimizer_state=self._optimizer(config).init(variables["params"]),
-            )
-
-        train = jax.jit(jax.vmap(one), out_shardings=batch_sharding(self.mesh))(self.settings)
-        is_active = jax.device_put(np.ones(len(self.seeds), bool), batch_sharding(self.mesh))
-        return ReplicaState(train=train, is_active=is_active)
+        # One after the other: the program is then the same for any number of replicas, and compiled once.
+        fresh = jax.jit(self._fresh)
+        states = [jax.device_get(fresh(np.uint32(seed), statistics)) for seed in self.seeds]
+        state = ReplicaState(
+            train=jax.tree.map(lambda *leaves: np.stack(leaves), *states), is_active=np.ones(len(states), bool)
+        )
+        placed: ReplicaState = jax.device_put(state, batch_sharding(self.mesh))
+        return placed
 
     def plan(self, start: int, stop: int, size: int | None = None) -> BatchPlan:
         """What the updates from ``start`` to ``stop`` read: ``[replicas, steps, ...]``, on the devices.
@@ -204,10 +197,12 @@ class Replicas:
             table: shapes with shardings.
             num_steps: updates of one dispatch.
         """
-        sharding = batch_sharding(self.mesh)
+        count, sharding = len(self.seeds), batch_sharding(self.mesh)
+        one = ReplicaState(
+            train=jax.eval_shape(self._fresh, np.uint32(0), {}), is_active=jax.ShapeDtypeStruct((), np.dtype(bool))
+        )
         state: ReplicaState = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self.initial_state, {}),
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=sharding), one
         )
         plan = self.plan(0, min(num_steps, self.num_steps), num_steps)
         found = self._program(state, table, plan).memory_analysis()
@@ -225,6 +220,16 @@ class Replicas:
             lowered = self._update.lower(state, self.settings, table, plan, np.int32(0))
             self._programs[key] = lowered.compile()
         return self._programs[key]
+
+    def _fresh(self, seed: Array, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> TrainState:
+        """The state of one replica before its first update."""
+        variables = initialize(self.model, seed)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            parameters=variables["params"],
+            statistics=with_statistics(variables["statistics"], statistics),
+            optimizer_state=self._optimizer(self.config).init(variables["params"]),
+        )
 
     def _configured(self, settings: Mapping[str, Array]) -> Config:
         """One replica's configuration, with traced numbers."""

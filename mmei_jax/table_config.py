@@ -33,6 +33,7 @@ class TableConfig:
     """A table of rows.
 
     Attributes:
+        title: of the report.
         rows: by name, each row's whole configuration, in the order of the table.
         reference_row: the row with which all others are compared, record by record.
         num_seeds: replicas of each row; their seeds count up from the base's.
@@ -42,6 +43,7 @@ class TableConfig:
         search: see :class:`SearchConfig`.
     """
 
+    title: str
     rows: dict[str, Config]
     reference_row: str
     num_seeds: int
@@ -52,6 +54,7 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class _TableKeys:
+    title: str
     order: tuple[str, ...]
     reference_row: str
     num_seeds: int
@@ -84,6 +87,7 @@ def parse_table(values: dict[str, Any]) -> TableConfig:
         raise InputError(f"config.table.order = {keys.order}: expected each row of config.table.rows once: {found}")
     rows = {name: _parse_row(base, changes[name], name) for name in keys.order}
     table_config = TableConfig(
+        title=keys.title,
         rows=rows,
         reference_row=keys.reference_row,
         num_seeds=keys.num_seeds,

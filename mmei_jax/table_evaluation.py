@@ -11,10 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from mmei_jax import input_pipeline
+from mmei_jax.config import Config
 from mmei_jax.environment import versions
 from mmei_jax.evaluation import Evaluator, manifest_fingerprint
 from mmei_jax.predictions import write_predictions
 from mmei_jax.records import Dataset
+from mmei_jax.reports.robustness_card import CardSubject
+from mmei_jax.robustness import RobustnessEvaluator
+from mmei_jax.robustness_files import write_robustness
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import Variables, build_model
 from mmei_jax.table_config import TableConfig, is_table, parse_table
@@ -44,7 +48,8 @@ def read_table_config(workdir: Path) -> TableConfig:
 def evaluate_table(workdir: Path, split: str = "test") -> Path:
     """Evaluates all rows; late fusion a second time with temperatures that the validation splits chose.
 
-    Writes ``eval/<split>/<row>/seed_<n>_predictions.parquet`` and ``eval/<split>.json``.
+    Writes ``eval/<split>/<row>/seed_<n>_predictions.parquet``, ``eval/<split>.json``, and the robustness card
+    ``eval/<split>_robustness.*`` of the rows that read as many modalities as the reference row, first seed of each.
 
     Args:
         workdir: of the table.
@@ -57,16 +62,18 @@ def evaluate_table(workdir: Path, split: str = "test") -> Path:
         InputError: a row is not trained yet, or its data set cannot be read or is another one.
     """
     table = read_table_config(workdir)
-    rows = {}
+    rows, trained = {}, []
     for name in table.rows:
         row = read_row(workdir, name)
+        trained.append(row)
         rows[name] = _evaluate_row(row, workdir, split)
         if row.config.model.architecture == "late_fusion" and row.config.loss.emotion == "softmax":
             calibrated, temperatures = calibrate_late_fusion(row)
-            found = _evaluate_row(dataclasses.replace(row, name=CALIBRATED, variables=calibrated), workdir, split)
-            rows[CALIBRATED] = {**found, "temperatures": temperatures}
+            trained.append(dataclasses.replace(row, name=CALIBRATED, variables=calibrated))
+            rows[CALIBRATED] = {**_evaluate_row(trained[-1], workdir, split), "temperatures": temperatures}
     path = workdir / "eval" / f"{split}.json"
     write_json(path, {"split": split, "rows": rows, "versions": versions()})
+    _measure_robustness(trained, table.reference_row, workdir / "eval", split)
     return path
 
 
@@ -138,7 +145,7 @@ def _evaluate_row(row: TrainedRow, workdir: Path, split: str) -> dict[str, Any]:
     config, dataset = row.config, Dataset.open(row.config.data.path)
     if manifest_fingerprint(dataset) != row.summary["manifest_sha256"]:
         raise InputError(f"{dataset.path}: not the data set that row {row.name!r} of {workdir} was trained on")
-    names = config.data.validation_splits if split == "validation" else config.data.test_splits
+    names = _splits(config, split)
     seeds = row.summary["seeds"]
     # As many devices as share the replicas equally.
     num_devices = max(count for count in range(1, jax.device_count() + 1) if len(seeds) % count == 0)
@@ -162,6 +169,31 @@ def _evaluate_row(row: TrainedRow, workdir: Path, split: str) -> dict[str, Any]:
         "metrics": [{name: value for name, value in found.items() if np.isfinite(value)} for found in figures],
         "reference": dataset.reference(names[0]) if len(names) == 1 else {},
     }
+
+
+def _measure_robustness(rows: list[TrainedRow], reference_row: str, folder: Path, split: str) -> None:
+    """One card for all rows that read what the reference row reads; the grid is that of a single run's card."""
+    reference = next(row for row in rows if row.name == reference_row)
+    dataset = Dataset.open(reference.config.data.path)
+    if len(reference.config.data.modalities) < 2 or reference.config.loss.emotion == "regression":
+        return
+    found = []
+    for row in rows:
+        data = row.config.data
+        if data.modalities != reference.config.data.modalities or data.path != reference.config.data.path:
+            continue
+        evaluator = RobustnessEvaluator(build_model(row.config, dataset), row.config, dataset)
+        variables = jax.device_put(_replica(row.variables, 0), replicated(make_evaluation_mesh()))
+        found.append(evaluator.measure(variables, _splits(row.config, split), name=row.name))
+        print(f"{row.name}: robustness under {np.prod(evaluator.grid.shape)} conditions", flush=True)
+    names = _splits(reference.config, split)
+    subject = CardSubject(dataset.spec, split, dataset.reference(names[0]) if len(names) == 1 else {}, 0)
+    facts = {"split": split, "manifest_splits": list(names), "dataset": dataset.spec.name, "seed": 0}
+    write_robustness(folder, split, found, subject, facts)
+
+
+def _splits(config: Config, split: str) -> tuple[str, ...]:
+    return config.data.validation_splits if split == "validation" else config.data.test_splits
 
 
 def _replica(variables: Variables, index: int) -> Variables:

@@ -89,6 +89,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         (
             "reports.report",
             "reports.table_report",
+            "reports.table_sections",
+            "reports.evaluated_table",
             "reports.paper_table",
             "reports.paired_resampling",
             "reports.claims",
@@ -167,10 +169,10 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "replica_training",
             "table_config",
             "table_training",
-            "table_evaluation",
         ),
     ),
     (("predict",), ("robustness", "robustness_files")),
+    (("table_evaluation",),),
 )
 # Used without the rest of the package; its names are found when they are first used.
 PUBLIC = PACKAGE / "encoders"

@@ -9,15 +9,19 @@ import ml_collections
 import numpy as np
 import pytest
 import scipy.optimize
+import sklearn.metrics
 
 from configs import table1_small
 from mmei_jax import replica_training
 from mmei_jax.evaluation import Evaluator
 from mmei_jax.records import Dataset
 from mmei_jax.reports.paired_resampling import resample_rows
+from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import read_record_table
 from mmei_jax.reports.resampling import resampling_units
 from mmei_jax.reports.table_report import write_table_report
+from mmei_jax.robustness import measure_robustness
+from mmei_jax.robustness_metrics import Grid
 from mmei_jax.sharding import make_evaluation_mesh
 from mmei_jax.state import build_model
 from mmei_jax.table_config import parse_table, search_points
@@ -36,9 +40,10 @@ def table_dict(data, **changes):
     config = tiny.config_dict(data, train__num_epochs=2, model__architecture="pooled_logistic")
     config.table = ml_collections.ConfigDict(
         {
+            "title": "A table",
             "order": ("text_only", "pooled_logistic"),
             "rows": {"text_only": {"data": {"modalities": ("text",)}}, "pooled_logistic": {}},
-            "reference_row": "text_only",
+            "reference_row": "pooled_logistic",
             "num_seeds": 2,
             "updates_per_dispatch": 5,
             "memory_limit_gib": 0.0,
@@ -157,10 +162,12 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     for heading in (
         "Finding",
         "Table 1",
-        "Against text_only",
+        "Against pooled_logistic",
+        "Emotion by class",
+        "Intent by class",
         "α by emotion",
+        "Robustness",
         "Training",
-        "The paper's claims",
         "Search on",
     ):
         assert heading in text
@@ -171,6 +178,9 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     assert float(lines[0]["emotion/accuracy"]) == rows["text_only"]["metrics"][0]["emotion/accuracy"]
     latex = (folder / "table.tex").read_text()
     assert latex.count(r"\\") == 1 + len(rows)
+    # The paper's numbers are of its own rows.
+    assert "The paper's claims" not in text
+    assert not (folder / "claims.md").exists()
 
 
 def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):
@@ -350,6 +360,62 @@ def test_paired_differences_are_those_of_the_same_draws(evaluated):
         assert alone.draws[place, 0] == pytest.approx((hits * weights).sum() / weights.sum())
 
 
+def cells_of(text, heading, row, table=0):
+    """The cells of a row in one of the tables of a report's section."""
+    section = text.split(f"## {heading}")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith(f"| {row} ")]
+    return [cell.strip() for cell in lines[table].strip("|").split("|")][1:]
+
+
+def test_scores_by_class_are_those_of_scikit_learn(evaluated):
+    workdir, folder = evaluated
+    row = read_row(workdir, "text_only")
+    names = Dataset.open(row.config.data.path).spec.labels["emotion"].class_names
+    scores = []
+    for seed in (0, 1):
+        path = workdir / "eval" / "test" / "text_only" / f"seed_{seed}_predictions.parquet"
+        emotion = read_record_table(path, "softmax", names, ()).emotion
+        label, choice = emotion.label[emotion.is_labelled], emotion.choice[emotion.is_labelled]
+        scores.append(sklearn.metrics.f1_score(label, choice, labels=range(len(names)), average=None, zero_division=0))
+    occurs = np.isin(np.arange(len(names)), label)
+    found = cells_of((folder / "report.md").read_text(), "Emotion by class", "text only (the place of Text-BERT)")
+    for place in np.flatnonzero(occurs):
+        one = np.array(scores)[:, place]
+        assert found[place] == f"{one.mean():.3f} ± {one.std(ddof=1):.3f}"
+
+
+def test_robustness_of_rows_is_that_of_their_first_seed(evaluated):
+    workdir, folder = evaluated
+    card = json.loads((workdir / "eval" / "test_robustness.json").read_text())
+    assert [model["name"] for model in card["models"]] == ["pooled_logistic"]
+    row = read_row(workdir, "pooled_logistic")
+    dataset = Dataset.open(row.config.data.path)
+    variables = jax.tree.map(lambda leaf: leaf[0], row.variables)
+    grid = Grid(("vision", "audio", "text"), (0.0,), (0.0,))
+    model = build_model(row.config, dataset)
+    alone = measure_robustness(model, row.config, dataset, variables, ("test",), grid=grid)
+    clean = cells_of((folder / "report.md").read_text(), "Robustness", "*logistic regression on means*")
+    assert clean[: len(grid.subsets)] == [f"{value:.3f}" for value in alone.figures["all"]["emotion/accuracy"].ravel()]
+    assert (folder / "robustness.png").read_bytes() == (workdir / "eval" / "test_robustness.png").read_bytes()
+
+
+def test_table_with_the_rows_of_the_paper_has_its_claims(evaluated, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(evaluated[0], workdir)
+    path = workdir / "eval" / "test.json"
+    found = json.loads(path.read_text())
+    for name in PAPER_TABLE:
+        if name not in found["rows"]:
+            found["rows"][name] = found["rows"]["pooled_logistic"]
+            shutil.copytree(workdir / "eval" / "test" / "pooled_logistic", workdir / "eval" / "test" / name)
+    path.write_text(json.dumps(found))
+    folder = write_table_report(workdir, "test", command="python eval.py", num_resamples=RESAMPLES)
+    text = (folder / "claims.md").read_text()
+    assert "A table: " in text
+    assert text.split("\n", 2)[2].strip() in (folder / "report.md").read_text()
+    assert text.count("| MMEI: ") == len(PAPER_METRICS)
+
+
 @pytest.mark.slow
 def test_every_row_of_the_small_table_is_trained_and_reported(data, tmp_path):
     """The six rows and the seventh as commands, at tiny size; late fusion is evaluated a second time."""
@@ -368,6 +434,9 @@ def test_every_row_of_the_small_table_is_trained_and_reported(data, tmp_path):
         assert one["ranking/map"] == other["ranking/map"]
     text = (tmp_path / "run" / "eval" / "test_report" / "report.md").read_text()
     assert "Late Fusion, temperatures from validation" in text
+    models = json.loads((tmp_path / "run" / "eval" / "test_robustness.json").read_text())["models"]
+    together = ["late_fusion", "late_fusion_calibrated", "multimodal_transformer", "mmei", "pooled_logistic"]
+    assert sorted(model["name"] for model in models) == sorted(together)
     before = (tmp_path / "run" / "eval" / "test.json").read_bytes()
     code, output = processes.run("eval.py", f"--workdir={tmp_path / 'run'}")
     assert code == 0, output

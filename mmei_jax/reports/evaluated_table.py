@@ -1,0 +1,144 @@
+"""A table after evaluation, row by row, read from the files that train.py and eval.py wrote."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mmei_jax.config import Config, parse
+from mmei_jax.records import Dataset
+from mmei_jax.reports.paper_table import ROW_TITLES
+from mmei_jax.reports.record_table import RecordTable, read_record_table
+from mmei_jax.reports.resampling import WeightedMetrics
+from mmei_jax.reports.tables import escaped
+from mmei_jax.workdir import read_json
+
+# Metrics as the tables call them.
+METRIC_TITLES: Mapping[str, str] = {
+    "accuracy": "Acc",
+    "macro_precision": "P",
+    "macro_recall": "R",
+    "f1_of_macro": "F1",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted-F1",
+    "cross_entropy": "cross-entropy",
+    "ece": "ECE",
+    "map": "MAP",
+    "ndcg@10": "NDCG@10",
+    "hr@10": "HR@10",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row after evaluation.
+
+    Attributes:
+        name: of the row.
+        config: with what the search chose.
+        result: what ``eval/<split>.json`` holds of it.
+        records: each seed's predictions.
+        search: what ``search.json`` holds; None without a search.
+        training: what ``replicas.json`` holds.
+    """
+
+    name: str
+    config: Config
+    result: dict[str, Any]
+    records: list[RecordTable]
+    search: dict[str, Any] | None
+    training: dict[str, Any]
+
+    def values(self, metric: str) -> Float[np.ndarray, "seeds"]:
+        """The metric of every seed, NaN where undefined; ECE from the predictions."""
+        if metric.endswith("/ece"):
+            ones = np.ones(len(self.records[0].user_ids))
+            return np.array([WeightedMetrics(part)(ones).get(metric, np.nan) for part in self.records])
+        return np.array([found.get(metric, np.nan) for found in self.result["metrics"]])
+
+    @property
+    def title(self) -> str:
+        """As the report calls it, in Markdown."""
+        return ROW_TITLES.get(self.name, escaped(self.name))
+
+    def has(self, task: str) -> bool:
+        """Whether it answers a task that has classes."""
+        return f"{task}/accuracy" in self.result["metrics"][0]
+
+
+@dataclass(frozen=True)
+class EvaluatedTable:
+    """All rows.
+
+    Attributes:
+        title: as the configuration names it.
+        rows: in the order of the table; a second evaluation of a row, with other temperatures, follows the row.
+        reference: the row with which the others are compared.
+        dataset: that of the reference.
+        split: "validation" or "test".
+        robustness: what the robustness card's JSON file holds; None where the card was not made.
+        robustness_png: its picture; None where there is none.
+    """
+
+    title: str
+    rows: list[Row]
+    reference: Row
+    dataset: Dataset
+    split: str
+    robustness: dict[str, Any] | None
+    robustness_png: bytes | None
+
+
+def read_table(workdir: Path, split: str) -> EvaluatedTable:
+    """Reads everything that :func:`mmei_jax.table_evaluation.evaluate_table` wrote on a split.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    table = read_json(workdir / "table.json")
+    folder = workdir / "eval"
+    evaluation = read_json(folder / f"{split}.json", "what train.py or eval.py wrote")
+    order = table["table"]["order"]
+    found = sorted(evaluation["rows"].items(), key=lambda item: (order.index(item[1]["trained_row"]), item[0]))
+    rows = [_read_row(workdir, split, name, result) for name, result in found]
+    reference = next(row for row in rows if row.name == table["table"]["reference_row"])
+    card, picture = folder / f"{split}_robustness.json", folder / f"{split}_robustness.png"
+    return EvaluatedTable(
+        table["table"]["title"],
+        rows,
+        reference,
+        Dataset.open(reference.config.data.path),
+        split,
+        read_json(card) if card.exists() else None,
+        picture.read_bytes() if picture.exists() else None,
+    )
+
+
+def mean_and_deviation(values: Float[np.ndarray, "seeds"], digits: int = 3) -> str:
+    """A cell: the finite values' mean ± standard deviation; "" where there are none."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return ""
+    deviation = f" ± {known.std(ddof=1):.{digits}f}" if len(known) > 1 else ""
+    return f"{known.mean():.{digits}f}{deviation}"
+
+
+def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> Row:
+    folder = workdir / "rows" / result["trained_row"]
+    training = read_json(folder / "replicas.json")
+    config = parse(training["config"])
+    names = {label: spec.class_names for label, spec in Dataset.open(config.data.path).spec.labels.items()}
+    records = [
+        read_record_table(
+            workdir / "eval" / split / name / f"seed_{seed}_predictions.parquet",
+            config.loss.emotion,
+            names[config.loss.emotion_label],
+            names.get("intent", ()),
+        )
+        for seed in result["seeds"]
+    ]
+    search = folder / "search.json"
+    return Row(name, config, result, records, read_json(search) if search.exists() else None, training)

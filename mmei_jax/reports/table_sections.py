@@ -1,0 +1,266 @@
+"""The sections of a table's report: rows side by side, by class, against the reference, and what the paper claims."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mmei_jax.records import Dataset
+from mmei_jax.reports.claims import claims_table, table_claims
+from mmei_jax.reports.drawing import to_png
+from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, mean_and_deviation
+from mmei_jax.reports.page import Picture, Section
+from mmei_jax.reports.paired_resampling import ResampledMeans
+from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
+from mmei_jax.reports.record_table import TaskRecords
+from mmei_jax.reports.tables import escaped, markdown_table
+from mmei_jax.reports.training_figures import loss_figure
+from mmei_jax.types import MODALITIES
+
+_TASK_METRICS = ("accuracy", "macro_precision", "macro_recall", "f1_of_macro", "macro_f1", "weighted_f1")
+_AXES = ("missing", "noise", "both")
+COMPARED = ("emotion/accuracy", "emotion/f1_of_macro", "emotion/cross_entropy", "ranking/map", "ranking/ndcg@10")
+
+
+def finding_section(rows: list[Row], reference: Row, note: str) -> Section:
+    """What the paper claims first: does fusion within the model pass what fusion of answers can reach?"""
+    known = reference.result["reference"]
+    accuracy = reference.values("emotion/accuracy").mean()
+    seeds = len(reference.result["seeds"])
+    lines = [
+        f"{reference.title} names the emotion of {accuracy:.1%} of the {reference.result['num_records']:,} records"
+        f"{note}, the mean of {seeds} seeds."
+    ]
+    ceiling = known.get("emotion/accuracy[late_fusion]")
+    if ceiling is not None:
+        word = "above" if accuracy > ceiling else "below"
+        lines.append(
+            f"That is **{word} the late-fusion ceiling of {ceiling:.1%}**, what the product of the exact unimodal "
+            f"posteriors reaches; the exact posterior of everything reaches {known['emotion/accuracy']:.1%}."
+        )
+    others = [row for row in rows if row is not reference]
+    if others:
+        best = max(others, key=lambda row: row.values("emotion/accuracy").mean())
+        lines.append(f"The best other row is {best.title} with {best.values('emotion/accuracy').mean():.1%}.")
+    return Section("Finding", [" ".join(lines)])
+
+
+def main_section(rows: list[Row], note: str) -> Section:
+    """The paper's Table 1: ours and the paper's figures side by side, and the exact ceilings below."""
+    titles = ["row", "parameters"]
+    for metric in PAPER_METRICS:
+        short = METRIC_TITLES[metric.partition("/")[2]]
+        titles += [short, f"{short}, paper"]
+    cells = []
+    for row in rows:
+        line = [row.title, f"{row.result['num_parameters']:,}"]
+        paper = PAPER_TABLE.get(row.name, {})
+        for metric in PAPER_METRICS:
+            line += [mean_and_deviation(row.values(metric)), f"{paper[metric]:.3f}" if metric in paper else ""]
+        cells.append(line)
+    for title, suffix in (("exact posterior", ""), ("product of the unimodal posteriors", "[late_fusion]")):
+        known = rows[0].result["reference"]
+        if f"emotion/accuracy{suffix}" in known:
+            line = [f"*{title}*", ""]
+            for metric in PAPER_METRICS:
+                line += [f"{known[metric + suffix]:.3f}" if metric + suffix in known else "", ""]
+            cells.append(line)
+    text = (
+        f"Emotion and ranking{note}, mean ± standard deviation over seeds. P and R are macro averages, F1 is their "
+        "harmonic mean, as in the paper's table; ranking is of the whole catalogue. The paper's figures are of a data "
+        "set that was not published: they stand beside ours for the order and the gaps, not for the level."
+    )
+    return Section("Table 1", [text, markdown_table(titles, cells)])
+
+
+def task_section(rows: list[Row], task: str, note: str) -> Section:
+    """All metrics of one task, with calibration, and the exact posterior's."""
+    metrics = [f"{task}/{name}" for name in (*_TASK_METRICS, "cross_entropy", "ece")]
+    metrics = [name for name in metrics if any(np.isfinite(row.values(name)).any() for row in rows)]
+    titles = ["row", *(METRIC_TITLES[name.partition("/")[2]] for name in metrics)]
+    cells = [[row.title, *(mean_and_deviation(row.values(name)) for name in metrics)] for row in rows]
+    known = rows[0].result["reference"]
+    if f"{task}/accuracy" in known:
+        cells.append(["*exact posterior*", *(f"{known[name]:.3f}" if name in known else "" for name in metrics)])
+    return Section(f"{task.capitalize()}{note}", [markdown_table(titles, cells)])
+
+
+def comparison_section(
+    rows: list[Row], reference: Row, means: Mapping[str, ResampledMeans], note: str, num_resamples: int
+) -> Section:
+    """Each row minus the reference, with paired intervals."""
+    metrics = [name for name in COMPARED if np.isfinite(reference.values(name)).all()]
+    titles = ["row", *metrics]
+    cells = []
+    for row in rows:
+        if row is reference:
+            continue
+        found = [means[row.name].difference(means[reference.name], name) for name in metrics]
+        cells.append([row.title, *("{:+.3f} [{:+.3f}, {:+.3f}]".format(*part) for part in found)])
+    text = (
+        f"Each row minus {reference.title}{note}, with the 95 % interval of a paired bootstrap of {num_resamples} "
+        "draws: the same records, or users, drawn anew for all seeds of both rows. An interval without 0 is a "
+        "difference that other records would show too."
+    )
+    return Section(f"Against {reference.name}", [text, markdown_table(titles, cells)])
+
+
+def class_section(rows: list[Row], task: str, note: str) -> Section:
+    """F1 of every class in every row."""
+    known = _task_records(rows[0], task)[0]
+    labels = known.label[known.is_labelled]
+    if known.kind == "softmax":
+        counts = np.bincount(labels.astype(np.int64), minlength=len(known.class_names))
+    else:
+        counts = (labels > 0.5).sum(axis=0)
+    titles = ["row", *(f"{escaped(name)} ({count:,})" for name, count in zip(known.class_names, counts, strict=True))]
+    cells = []
+    for row in rows:
+        scores = np.array([_f1_of_classes(part) for part in _task_records(row, task)])
+        cells.append([row.title, *(mean_and_deviation(column) for column in scores.T)])
+    text = f"F1 of each {task}{note}, mean ± standard deviation over seeds; in brackets the records that have it."
+    return Section(f"{task.capitalize()} by class", [text, markdown_table(titles, cells)])
+
+
+def _task_records(row: Row, task: str) -> list[TaskRecords]:
+    return [part for part in (getattr(table, task) for table in row.records) if part is not None]
+
+
+def _f1_of_classes(part: TaskRecords) -> np.ndarray:
+    """``[classes]`` F1; NaN for a class that no record has and none is given."""
+    is_class = np.arange(len(part.class_names))
+    label, choice = part.label[part.is_labelled], np.asarray(part.choice)[part.is_labelled]
+    if part.kind == "softmax":
+        present, named = label[:, None] == is_class, choice[:, None] == is_class
+    else:
+        present, named = label > 0.5, choice
+    total = present.sum(axis=0) + named.sum(axis=0)
+    return np.where(total > 0, 2.0 * (present & named).sum(axis=0) / np.maximum(total, 1), np.nan)
+
+
+def alpha_section(reference: Row, note: str) -> Section:
+    """Mean weight of each modality by emotion."""
+    names = reference.records[0].emotion.class_names
+    cells = []
+    for place, name in enumerate(names):
+        means = []
+        for part in reference.records:
+            chosen = part.emotion.is_labelled & (part.emotion.label == place) & part.has_modality.all(axis=1)
+            means.append(part.alpha[chosen].mean(axis=0) if chosen.any() else np.full(len(MODALITIES), np.nan))
+        cells.append(
+            [escaped(name), *(mean_and_deviation(np.array(means)[:, column]) for column in range(len(MODALITIES)))]
+        )
+    text = f"Mean weight of each modality (Eq. 3){note} in records that have all three, by true emotion."
+    return Section("α by emotion", [text, markdown_table(["emotion", *MODALITIES], cells)])
+
+
+def robustness_sections(table: EvaluatedTable, note: str) -> list[Section]:
+    """Each row with modalities left out, tokens lost and noise added; nothing where the card was not made."""
+    card = table.robustness
+    if card is None:
+        return []
+    groups: dict[str, list[Any]] = {}
+    for model in card["models"]:
+        groups.setdefault(model["name"], []).append(model["records"])
+    metric = next(iter(card["models"][0]["records"]["all"]["scores"]))
+    subsets = list(card["models"][0]["records"]["all"]["scores"][metric]["subsets"])
+    everything = "+".join(card["modalities"])
+
+    def cell(runs: list[Any], part: str, subset: str, *keys: str) -> str:
+        found = []
+        for run in runs:
+            value = run[part]["scores"][metric]["subsets"][subset]
+            for key in keys:
+                value = value[key]
+            found.append(np.nan if value is None else value)
+        return mean_and_deviation(np.array(found))
+
+    has_conflict = "conflict" in card["models"][0]["records"]
+    kept, axes = [], []
+    for name, runs in groups.items():
+        title = next((row.title for row in table.rows if row.name == name), escaped(name))
+        scores = [cell(runs, "all", subset, "score") for subset in subsets]
+        if has_conflict:
+            scores += [cell(runs, part, everything, "score") for part in ("conflict", "no conflict")]
+        kept.append([title, *scores])
+        pairs = [(what, axis) for axis in _AXES for what in ("area", "relative_robustness")]
+        axes.append([title, *(cell(runs, "all", everything, what, axis) for what, axis in pairs)])
+    text = f"`{metric}`{note} of the rows that read all modalities, each row's first seed, by the modalities kept" + (
+        ", then, with all of them, in records that are in conflict and that are not." if has_conflict else "."
+    )
+    blocks: list[str | Picture] = [
+        text,
+        markdown_table(["row", *subsets, *(("in conflict", "not in conflict") if has_conflict else ())], kept),
+        f"All modalities kept, tokens missing at rates {_listed(card['missing_rates'])} and noise of "
+        f"{_listed(card['noise_levels'])} deviations. Area: mean score along the curve; relative robustness: the mean "
+        "share kept of what the row has above a constant answer.",
+        markdown_table(["row", *(f"{what}: {axis}" for axis in _AXES for what in ("area", "relative"))], axes),
+    ]
+    if table.robustness_png is not None:
+        caption = f"Robustness of the rows{note}: modalities kept, missing rate, noise level, both. More is better."
+        blocks.insert(0, Picture("robustness.png", caption, table.robustness_png))
+    return [Section("Robustness", blocks)]
+
+
+def _listed(numbers: list[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def loss_section(reference: Row, note: str) -> Section:
+    """Fig. 3: training and validation over epochs, the mean of the seeds."""
+    groups = reference.training["history"]
+    evaluations = groups[0]["evaluations"]
+    splits = Dataset.open(reference.config.data.path).manifest["splits"]
+    num_records = sum(splits[name]["num_records"] for name in reference.config.data.train_splits)
+    epochs = [part["step"] * reference.config.data.batch_size / num_records for part in evaluations]
+
+    def mean(key: str) -> list[float]:
+        found = []
+        for place in range(len(epochs)):
+            parts = [np.array(group["evaluations"][place][key], float) for group in groups]
+            found.append(float(np.nanmean(np.concatenate(parts))))
+        return found
+
+    best = np.mean(reference.training["best_steps"]) * reference.config.data.batch_size / num_records
+    figure = loss_figure(
+        {"Total loss": ((epochs, mean("loss")), (epochs, mean("validation_loss")))},
+        {reference.training["best_metric"]: (epochs, mean("value"))},
+        best_epoch=float(best),
+    )
+    caption = (
+        f"Losses of {reference.name}{note} over epochs, mean of {len(reference.result['seeds'])} seeds; the dotted "
+        "line is the mean epoch of the checkpoints that were evaluated. The place of the paper's Fig. 3."
+    )
+    return Section("Training", [Picture("loss.png", caption, to_png(figure))])
+
+
+def claims_section(reference: Row, means: Mapping[str, ResampledMeans], note: str) -> Section:
+    """Every number of the paper beside ours, with a verdict."""
+    last = [np.array(group["evaluations"][-1]["loss"], float) for group in reference.training["history"]]
+    claims = table_claims(means, float(np.nanmean(np.concatenate(last))))
+    text = (
+        f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
+        "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size."
+    )
+    return Section("The paper's claims", [text, claims_table(claims)])
+
+
+def search_section(rows: list[Row]) -> Section:
+    """What was tried on the validation splits, and what was chosen."""
+    blocks: list[str | Picture] = []
+    for row in rows:
+        if row.search is None or row.name != row.result["trained_row"]:
+            continue
+        keys = list(row.search["chosen"])
+        cells = [
+            [
+                f"**{number + 1}**" if number == row.search["chosen_index"] else f"{number + 1}",
+                *(f"{point[key]:g}" for key in keys),
+                "diverged" if point["value"] is None else f"{point['value']:.4f}",
+            ]
+            for number, point in enumerate(row.search["points"])
+        ]
+        blocks.append(f"### {row.title}")
+        blocks.append(markdown_table(["point", *keys, row.search["metric"]], cells))
+        blocks.append(f"{row.search['num_epochs']} epochs each, seed {row.search['seed']}; chosen in bold.")
+    return Section("Search on the validation splits", blocks or ["No search: the configuration names none."])
