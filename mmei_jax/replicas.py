@@ -48,8 +48,8 @@ class ReplicaState:
 
     Attributes:
         train: the states.
-        is_active: False for a replica that has stopped: its state stays as it is. A replica whose loss
-            or gradient is not finite stops by itself, before that update.
+        is_active: False for a replica that has stopped: its state stays as it is. A replica whose loss or gradient is
+            not finite stops by itself, and its state is that before the dispatch in which it was not.
     """
 
     train: TrainState
@@ -62,7 +62,7 @@ class ReplicaReport:
     """What a dispatch tells the host, which fetches it late.
 
     Attributes:
-        loss: ``[replicas, steps]`` float32, Eq. 6; of a replica that has stopped, what its next loss would be; 0 for
+        loss: ``[replicas, steps]`` float32, Eq. 6; of a replica that has stopped, of updates that were not kept; 0 for
             steps of the plan that the dispatch left out.
         task_losses: by task, ``[replicas, steps]`` float32 means; the same.
         is_active: ``[replicas]`` after the last step.
@@ -268,18 +268,20 @@ class Replicas:
                 here = jax.tree.map(lambda leaf: leaf[index], plan)
                 new, report = step(state.train, gather_batch(table, here))
                 is_active = state.is_active & jnp.isfinite(report.loss) & jnp.isfinite(report.gradient_norm)
-                kept = jax.tree.map(lambda after, before: jnp.where(is_active, after, before), new, state.train)
                 means = {
                     task: values.at[index].set(report.task_totals[task] / jnp.maximum(report.task_counts[task], 1.0))
                     for task, values in task_losses.items()
                 }
-                return ReplicaState(train=kept, is_active=is_active), losses.at[index].set(report.loss), means
+                return ReplicaState(train=new, is_active=is_active), losses.at[index].set(report.loss), means
 
             # Not a scan: how many updates are made is a value, so that a shorter dispatch is the same program.
             zeros = jnp.zeros(plan.record_index.shape[0])
             start = (state, zeros, dict.fromkeys(self._tasks.names(), zeros))
-            state, losses, task_losses = jax.lax.fori_loop(0, num_steps, body, start)
-            return state, ReplicaReport(loss=losses, task_losses=task_losses, is_active=state.is_active)
+            after, losses, task_losses = jax.lax.fori_loop(0, num_steps, body, start)
+            # Chosen once a dispatch: within the loop, every update would copy the whole state.
+            kept = jax.tree.map(lambda new, old: jnp.where(after.is_active, new, old), after.train, state.train)
+            report = ReplicaReport(loss=losses, task_losses=task_losses, is_active=after.is_active)
+            return ReplicaState(train=kept, is_active=after.is_active), report
 
         mapped = jax.vmap(one, in_axes=(0, 0, None, 0, None))
         return jax.jit(

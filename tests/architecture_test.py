@@ -35,6 +35,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics", "robustness_metrics"),
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
+        ("feedback.estimators",),
+        ("feedback.log",),
         ("sharding",),
         ("optimizer",),
         (
@@ -86,6 +88,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("models.fusion", "models.heads"),
         ("predictions",),
         ("corruptions",),
+        ("feedback.environment",),
         (
             "reports.report",
             "reports.table_report",
@@ -171,7 +174,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "table_training",
         ),
     ),
-    (("predict",), ("robustness", "robustness_files")),
+    (("predict",), ("robustness", "robustness_files"), ("recommendation.top_k",)),
     (("table_evaluation",),),
 )
 # Used without the rest of the package; its names are found when they are first used.

@@ -1,0 +1,1 @@
+"""Recommendation: which items of a catalogue suit the state that MMEI read."""
