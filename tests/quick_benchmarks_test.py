@@ -12,7 +12,16 @@ from benchmarks import mosi, ravdess, text_study
 from mmei_jax.extraction.published_facts import read_published
 from tests import made_up_lists, processes, random_encoders
 
-ROUNDS = ("fusion_step", "ragged_step", "matrix_products", "encoders", "input_pipeline", "startup", "extraction")
+ROUNDS = (
+    "fusion_step",
+    "ragged_step",
+    "replicas",
+    "matrix_products",
+    "encoders",
+    "input_pipeline",
+    "startup",
+    "extraction",
+)
 
 
 def _run(name, *arguments):
