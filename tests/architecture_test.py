@@ -89,6 +89,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("predictions",),
         ("corruptions",),
         ("feedback.environment",),
+        ("feedback.policies",),
+        ("feedback.learning",),
         (
             "reports.report",
             "reports.table_report",

@@ -1,0 +1,71 @@
+"""The benchmark of replicas: the loop over seeds in torch makes the updates that our one program makes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks import agreement, replicas, rounds, torch_mmei
+from benchmarks.ragged_step import write_records
+from configs import default
+from mmei_jax import input_pipeline
+from mmei_jax.batching import BatchReader
+from mmei_jax.packing import padded_layouts
+from mmei_jax.records import Dataset
+
+LENGTHS = (3, 5, 4)
+CASE = replicas.Case("tiny", "", num_layers=1, num_seeds=2, num_updates=3)
+
+
+@pytest.fixture
+def case(tmp_path, monkeypatch):
+    """Of a size that compiles in a second."""
+    full = default.get_config
+
+    def tiny():
+        config = full()
+        config.model.update(dim=16, num_heads=2, feedforward_dim=24, embedding_dim=8)
+        config.data.update(batch_size=4)
+        config.data.max_tokens.update(vision=LENGTHS[:1], audio=LENGTHS[1:2], text=LENGTHS[2:])
+        return config
+
+    monkeypatch.setattr(default, "get_config", tiny)
+    write_records(tmp_path / "records", np.tile(LENGTHS, (12, 1)), dim=12)
+    return dataclasses.replace(CASE, path=str(tmp_path / "records"))
+
+
+def peer_losses(case, changed=None):
+    config = case.config(is_measured=False)
+    dataset = Dataset.open(config.data.path)
+    split = dataset.split("train")
+    reader = BatchReader(split, config, input_pipeline.ranking_statistics(dataset, config))
+    everything = reader.read(np.arange(split.num_records), padded_layouts(config.data, split.num_records)[-1])
+    records = torch_mmei.to_torch(everything, "cpu")
+    losses = []
+    for seed in range(case.num_seeds):
+        run = replicas.TorchRun(dataclasses.replace(config, seed=seed), records, case.num_updates, None)
+        if changed is not None:
+            changed(run)
+        losses.append(run.update(agreement.NUM_UPDATES))
+    return np.stack(losses)
+
+
+def test_torch_makes_our_updates_and_others_are_refused(case):
+    ours = replicas.OurRun(case, case.config(is_measured=False)).update(agreement.NUM_UPDATES)
+    assert ours.shape == (2, agreement.NUM_UPDATES)
+    assert rounds.differ_by(ours, peer_losses(case), relative=replicas.TOLERANCE) == ""
+    assert np.abs(ours[0] - ours[1]).max() > 1e-3
+
+    def at_another_rate(run):
+        run._rates = 2.0 * run._rates
+
+    assert "largest absolute difference" in rounds.differ_by(
+        ours, peer_losses(case, at_another_rate), relative=replicas.TOLERANCE
+    )
+
+
+def test_measured_run_trains_with_dropout_and_goes_on(case):
+    run = replicas.OurRun(case, case.config(is_measured=True))
+    first, second = run.update(3), run.update(3)
+    assert np.isfinite([first, second]).all()
+    assert case.config(is_measured=True).model.dropout_rate > 0.0
