@@ -91,6 +91,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("feedback.environment",),
         ("feedback.policies",),
         ("feedback.learning",),
+        ("feedback.gate",),
         (
             "reports.report",
             "reports.table_report",
