@@ -92,6 +92,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("feedback.policies",),
         ("feedback.learning",),
         ("feedback.gate",),
+        ("feedback.reward_models",),
         (
             "reports.report",
             "reports.table_report",
