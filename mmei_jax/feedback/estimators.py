@@ -9,7 +9,8 @@ References:
     Dudík et al., "Doubly robust policy evaluation and optimization", Statistical Science 2014 (DM, IPS, DR).
     Swaminathan and Joachims, "The self-normalized estimator for counterfactual learning", NeurIPS 2015 (SNIPS).
     Wang et al., "Optimal and adaptive off-policy evaluation in contextual bandits", ICML 2017 (SWITCH-DR).
-    Saito et al., "Open Bandit Dataset and Pipeline", NeurIPS 2021: ``obp`` 0.4.1, whose numbers these functions give.
+    Saito et al., "Open Bandit Dataset and Pipeline", NeurIPS 2021: ``obp`` 0.4.1, whose numbers these functions
+    give (it clips no weights).
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,12 +45,13 @@ class LoggedDecisions:
         InputError: lengths differ, or a value is not allowed; names the rows.
     """
 
-    rewards: Float[np.ndarray, "decisions"]
-    propensities: Float[np.ndarray, "decisions"]
-    target_probabilities: Float[np.ndarray, "decisions"]
-    units: Int[np.ndarray, "decisions"] | None = None
-    predicted_rewards: Float[np.ndarray, "decisions"] | None = None
-    predicted_values: Float[np.ndarray, "decisions"] | None = None
+    # "_": lengths are the users' to get wrong, and then told in one line.
+    rewards: Float[np.ndarray, "_"]
+    propensities: Float[np.ndarray, "_"]
+    target_probabilities: Float[np.ndarray, "_"]
+    units: Int[np.ndarray, "_"] | None = None
+    predicted_rewards: Float[np.ndarray, "_"] | None = None
+    predicted_values: Float[np.ndarray, "_"] | None = None
 
     def __post_init__(self) -> None:
         columns = {name: value for name, value in vars(self).items() if value is not None}
