@@ -54,7 +54,8 @@ def users_like(latents, world):
 def test_satisfaction_is_the_simulators(latents, world):
     items = relevant_items(latents)[:, :SLATE_SIZE]
     expected = np.take_along_axis(satisfaction_from_score(true_scores(latents)), items, axis=1)
-    np.testing.assert_allclose(expected_satisfaction(world, users_like(latents, world), items), expected, rtol=1e-5)
+    found = expected_satisfaction(world, users_like(latents, world), jnp.asarray(items))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_feedback_has_the_simulators_distribution(latents, world):

@@ -22,8 +22,8 @@ from mmei_jax.feedback.policies import slate_propensities
 from mmei_jax.types import InputError
 
 # Two states, three items, slates of two.
-STATES = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
-ITEMS = np.array([[1.0, 0.2], [-0.3, 1.0], [0.1, 0.1]], np.float32)
+STATES = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+ITEMS = jnp.array([[1.0, 0.2], [-0.3, 1.0], [0.1, 0.1]])
 REWARD = np.array([[0.1, 0.9, 0.3], [0.8, 0.2, 0.5]], np.float32)
 LOGGING = np.array([[0.5, -0.2, 0.1], [0.0, 0.3, 0.6]], np.float32)
 PLAIN = LearningConfig(largest_weight=1e9, divergence_weight=0.0, temperature=0.5, uniform_share=0.2)
@@ -39,8 +39,8 @@ def start():
 
 
 def probabilities(scores, items, **options):
-    allowed = np.ones((len(items), 3), bool)
-    return slate_propensities(scores, allowed, items, **options)
+    allowed = jnp.ones((len(items), 3), bool)
+    return slate_propensities(jnp.asarray(scores), allowed, jnp.asarray(items), **options)
 
 
 def everything():
@@ -49,7 +49,7 @@ def everything():
     items = np.tile(PAIRS, (2, 1))
     propensities = probabilities(LOGGING[state], items, temperature=1.0, uniform_share=0.3)
     logged = LoggedSlates(
-        states=STATES[state],
+        states=np.asarray(STATES)[state],
         is_allowed=np.ones((len(items), 3), bool),
         items=items,
         propensities=propensities,
@@ -140,10 +140,8 @@ def test_learned_policy_is_better_and_the_penalty_holds_it_back():
     logged = log(2_000)
 
     def distance(parameters):
-        scores = policy_scores(parameters, logged.states, ITEMS)
-        each = slate_propensities(
-            scores, logged.is_allowed, logged.items, temperature=PLAIN.temperature, uniform_share=PLAIN.uniform_share
-        )
+        scores = policy_scores(parameters, jnp.asarray(logged.states), ITEMS)
+        each = probabilities(scores, logged.items, temperature=PLAIN.temperature, uniform_share=PLAIN.uniform_share)
         return float((np.log(logged.propensities) - np.log(each)).mean())
 
     assert distance(held) < 0.2 * distance(learned)

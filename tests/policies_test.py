@@ -22,7 +22,7 @@ ALLOWED = np.array([True, True, True, True])
 
 
 def drawn(count, **options):
-    scores, allowed = np.tile(SCORES, (count, 1)), np.tile(ALLOWED, (count, 1))
+    scores, allowed = jnp.tile(SCORES, (count, 1)), jnp.tile(ALLOWED, (count, 1))
     return jax.device_get(draw_slates(jax.random.key(0), scores, allowed, slate_size=2, **options))
 
 
@@ -43,14 +43,14 @@ def test_slates_come_as_often_as_their_propensities_say(uniform_share):
 
 def test_propensities_of_given_slates_are_those_of_drawing_them():
     found = drawn(200, temperature=0.7, uniform_share=0.1)
-    scores, allowed = np.tile(SCORES, (200, 1)), np.tile(ALLOWED, (200, 1))
-    again = slate_propensities(scores, allowed, found.items, temperature=0.7, uniform_share=0.1)
+    scores, allowed = jnp.tile(SCORES, (200, 1)), jnp.tile(ALLOWED, (200, 1))
+    again = slate_propensities(scores, allowed, jnp.asarray(found.items), temperature=0.7, uniform_share=0.1)
     np.testing.assert_allclose(again, found.propensity, rtol=1e-6)
 
 
 def test_small_temperature_is_greedy_and_what_is_not_allowed_never_comes():
-    allowed = np.array([[True, True, True, False]] * 50)
-    scores = np.tile(SCORES, (50, 1))
+    allowed = jnp.array([[True, True, True, False]] * 50)
+    scores = jnp.tile(SCORES, (50, 1))
     found = draw_slates(jax.random.key(1), scores, allowed, slate_size=3, temperature=1e-3)
     np.testing.assert_array_equal(found.items, np.tile([1, 0, 2], (50, 1)))
     np.testing.assert_allclose(found.propensity, 1.0)
@@ -90,10 +90,12 @@ def test_linear_bandit_is_ridge_regression_with_its_posterior():
         bandit = bandit.update(jnp.asarray(features[part]), jnp.asarray(rewards[part]))
     ridge = sklearn.linear_model.Ridge(alpha=2.0, fit_intercept=False).fit(features, rewards)
     new = generator.normal(size=(7, 3)).astype(np.float32)
-    np.testing.assert_allclose(bandit.upper_bounds(new, 0.0), ridge.predict(new), atol=1e-4)
+    np.testing.assert_allclose(bandit.upper_bounds(jnp.asarray(new), 0.0), ridge.predict(new), atol=1e-4)
     covariance = np.linalg.inv(features.T @ features + 2.0 * np.eye(3))
     deviation = np.sqrt(np.einsum("rf,fg,rg->r", new, covariance, new))
-    np.testing.assert_allclose(bandit.upper_bounds(new, 1.5), ridge.predict(new) + 1.5 * deviation, atol=1e-4)
+    np.testing.assert_allclose(
+        bandit.upper_bounds(jnp.asarray(new), 1.5), ridge.predict(new) + 1.5 * deviation, atol=1e-4
+    )
     draws = np.stack([bandit.sample(jax.random.key(seed), 2.0) for seed in range(2_000)])
     np.testing.assert_allclose(draws.mean(axis=0), ridge.coef_, atol=0.03)
     np.testing.assert_allclose(np.cov(draws.T), 4.0 * covariance, atol=0.1 * np.abs(4.0 * covariance).max())

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,7 +29,9 @@ def queries(count=5):
 def search(k, filters=None, *, num_items=NUM_ITEMS, block_size=128, dtype="float32", **options) -> TopItems:
     mesh = make_evaluation_mesh()
     table = make_table(*catalogue(num_items), mesh, dtype=dtype, block_size=block_size)
-    found = top_items(queries(), table, filters or Filters(), k=k, mesh=mesh, block_size=block_size, **options)
+    found = top_items(
+        jnp.asarray(queries()), table, filters or Filters(), k=k, mesh=mesh, block_size=block_size, **options
+    )
     return jax.device_get(found)
 
 
@@ -95,7 +98,7 @@ def test_what_is_no_catalogue_is_refused():
 def test_scores_of_the_whole_catalogue_are_never_there():
     mesh = make_evaluation_mesh()
     table = make_table(*catalogue(64_000), mesh, block_size=1_024)
-    compiled = top_items.lower(queries(), table, Filters(), k=10, mesh=mesh, block_size=1_024).compile()
+    compiled = top_items.lower(jnp.asarray(queries()), table, Filters(), k=10, mesh=mesh, block_size=1_024).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 5 * 64_000 * 4 / 2
 
 

@@ -203,6 +203,7 @@ def objective(
     Of the importance-weighted part, the weights are constants and the logarithm of the policy has the gradient, so that
     a clipped weight still pulls.
     """
+    logged = jax.tree.map(jnp.asarray, logged)
     scores = policy_scores(parameters, logged.states, items) / config.temperature
     logits = jnp.where(logged.is_allowed, scores, -jnp.inf)
     num_slates, num_positions = logged.items.shape
