@@ -163,7 +163,10 @@ def robustness_sections(table: EvaluatedTable, note: str) -> list[Section]:
     for model in card["models"]:
         groups.setdefault(model["name"], []).append(model["records"])
     metric = next(iter(card["models"][0]["records"]["all"]["scores"]))
-    subsets = list(card["models"][0]["records"]["all"]["scores"][metric]["subsets"])
+    found = card["models"][0]["records"]["all"]["scores"][metric]["subsets"]
+    subsets = sorted(
+        found, key=lambda subset: (subset.count("+"), [MODALITIES.index(part) for part in subset.split("+")])
+    )
     everything = "+".join(card["modalities"])
 
     def cell(runs: list[Any], part: str, subset: str, *keys: str) -> str:
