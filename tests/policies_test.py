@@ -37,7 +37,7 @@ def test_slates_come_as_often_as_their_propensities_say(uniform_share):
         other = (1 - uniform_share) * weights[second] / left + uniform_share / 3
         is_pair = (found.items == [first, second]).all(axis=1)
         np.testing.assert_allclose(found.propensity[is_pair], np.tile([one, other], (is_pair.sum(), 1)), rtol=1e-5)
-        expected = one * other
+        expected = float(one * other)
         assert is_pair.mean() == pytest.approx(expected, abs=4 * (expected / count) ** 0.5)
 
 

@@ -34,7 +34,7 @@ def case(tmp_path, monkeypatch):
     return dataclasses.replace(CASE, path=str(tmp_path / "records"))
 
 
-def peer_losses(case, changed=None):
+def peer_losses(case, changed=None, num_seeds=2):
     config = case.config(is_measured=False)
     dataset = Dataset.open(config.data.path)
     split = dataset.split("train")
@@ -42,7 +42,7 @@ def peer_losses(case, changed=None):
     everything = reader.read(np.arange(split.num_records), padded_layouts(config.data, split.num_records)[-1])
     records = torch_mmei.to_torch(everything, "cpu")
     losses = []
-    for seed in range(case.num_seeds):
+    for seed in range(num_seeds):
         run = replicas.TorchRun(dataclasses.replace(config, seed=seed), records, case.num_updates, None)
         if changed is not None:
             changed(run)
@@ -60,7 +60,7 @@ def test_torch_makes_our_updates_and_others_are_refused(case):
         run._rates = 2.0 * run._rates
 
     assert "largest absolute difference" in rounds.differ_by(
-        ours, peer_losses(case, at_another_rate), relative=replicas.TOLERANCE
+        ours[:1], peer_losses(case, at_another_rate, num_seeds=1), relative=replicas.TOLERANCE
     )
 
 

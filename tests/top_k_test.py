@@ -43,12 +43,12 @@ def expected_scores(is_allowed=True, num_items=NUM_ITEMS):
 def check(found, scores, k):
     best = -np.sort(-scores, axis=1)[:, :k]
     best = np.pad(best, ((0, 0), (0, k - best.shape[1])), constant_values=-np.inf)
-    np.testing.assert_allclose(found.score, best, rtol=1e-5)
+    np.testing.assert_allclose(found.score, best, rtol=1e-5, atol=1e-5)
     is_answer = np.isfinite(best)
     np.testing.assert_array_equal(found.row == -1, ~is_answer)
     for row, score, theirs, answers in zip(found.row, found.score, scores, is_answer, strict=True):
         assert len(set(row[answers])) == answers.sum()
-        np.testing.assert_allclose(theirs[row[answers]], score[answers], rtol=1e-5)
+        np.testing.assert_allclose(theirs[row[answers]], score[answers], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("block_size", [32, 128, 4_096])

@@ -276,7 +276,15 @@ def read_log(folder: Path, known_items: Iterable[str] | None = None) -> pa.Table
 
 
 def read_segments(folder: Path, known_items: Iterable[str] | None = None) -> Iterator[pa.Table]:
-    """The same, segment by segment."""
+    """The same, segment by segment.
+
+    Args:
+        folder: of the log.
+        known_items: ids that may have been shown; None takes any.
+
+    Raises:
+        InputError: see :func:`read_log`.
+    """
     paths = segments(folder)
     if not paths:
         raise InputError(f"{folder}: expected a feedback log, with segments *.arrow")

@@ -164,9 +164,7 @@ def robustness_sections(table: EvaluatedTable, note: str) -> list[Section]:
         groups.setdefault(model["name"], []).append(model["records"])
     metric = next(iter(card["models"][0]["records"]["all"]["scores"]))
     found = card["models"][0]["records"]["all"]["scores"][metric]["subsets"]
-    subsets = sorted(
-        found, key=lambda subset: (subset.count("+"), [MODALITIES.index(part) for part in subset.split("+")])
-    )
+    subsets = sorted(found, key=lambda subset: (subset.count("+"), *map(MODALITIES.index, subset.split("+"))))
     everything = "+".join(card["modalities"])
 
     def cell(runs: list[Any], part: str, subset: str, *keys: str) -> str:
