@@ -1,7 +1,8 @@
 """Extraction: what is taken from clips, and how it is encoded. Every key, with its default and its unit.
 
 For ``python -m mmei_jax.extraction.extract``; checkpoints are folders that ``python -m mmei_jax.encoders.pretrained``
-has written. Types, choices and the checks that join two keys: mmei_jax/extraction/extraction_config.py.
+has written, or ``python -m mmei_jax.encoders.random_weights``. Types, choices and the checks that join two keys:
+mmei_jax/extraction/extraction_config.py.
 """
 
 import ml_collections
@@ -9,7 +10,7 @@ from ml_collections.config_dict import ConfigDict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The defaults: ViT, Wav2Vec2 and BERT of any size on whole frames."""
+    """The defaults: ViT or ResNet, Wav2Vec2 or Audio-CNN, and BERT, of any size, on whole frames."""
     config = ml_collections.ConfigDict()
     # What the data set is called, where it comes from, and under which licence; stands in its manifest.
     config.name = "clips"
@@ -26,9 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.labels = ()
     config.vision = ConfigDict(
         dict(
-            # Folder of a converted ViT, with its preprocessor_config.json.
+            # Folder of a converted ViT or ResNet, with its preprocessor_config.json.
             checkpoint="",
-            # State that stands for a frame: "first" (the [CLS] token) or "mean_of_patches".
+            # State that stands for a frame: of a ViT "first" (the [CLS] token), "mean_of_patches", or "pooled" if it
+            # has a pooler; of a ResNet "pooled" (the mean over places).
             token="first",
             # Frames taken per second, at most max_frames per clip: longer clips are sampled less densely.
             frames_per_second=5.0,
@@ -43,11 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.audio = ConfigDict(
         dict(
-            # Folder of a converted Wav2Vec2, with its preprocessor_config.json.
+            # Folder of a converted Wav2Vec2, or of an Audio-CNN, with its preprocessor_config.json.
             checkpoint="",
-            # "last" hidden state, or "sum_of_last_four" layers.
+            # "last" hidden state, or "sum_of_last_four" layers (of Wav2Vec2 alone).
             layers="last",
-            # Frames (20 ms each) that are averaged to a token.
+            # Frames (20 ms each; an Audio-CNN's 160 ms) that are averaged to a token.
             frames_per_token=1,
             # Lengths that clips are padded to, in seconds; two compiled programs each.
             bucket_seconds=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0),

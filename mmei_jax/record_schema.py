@@ -46,9 +46,16 @@ EXTRA_TYPES: dict[str, pa.DataType] = {"int32": pa.int32(), "float32": pa.float3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
+# What a producer's encoder says of weights that nothing was learned with: extraction writes it, reports look for it.
+RANDOM_WEIGHTS = "random weights"
+
+
 @dataclass(frozen=True)
 class Producer:
-    """What made the features of one modality. None: unknown or without meaning for it."""
+    """What made the features of one modality. None: unknown or without meaning for it.
+
+    ``encoder`` is its kind, such as ``bert``, a space, and where its weights come from.
+    """
 
     encoder: str | None = None
     revision: str | None = None

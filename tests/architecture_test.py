@@ -119,11 +119,14 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("models.mmei", "models.baselines"),
         (
+            "encoders.architectures",
             "encoders.pretrained",
             "encoders.pretrained_comparison",
             "encoders.pretrained_files",
             "encoders.pretrained_tables",
             "encoders.pretrained_weights",
+            "encoders.random_weights",
+            "encoders.tokenizer_training",
             "encoders.torch_zip",
         ),
     ),

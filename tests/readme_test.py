@@ -21,6 +21,7 @@ from mmei_jax.extraction import faces
 from mmei_jax.extraction.clip_lists import COLUMNS
 from mmei_jax.extraction.media import REASONS
 from mmei_jax.simulation import aigc_int_dataset
+from mmei_jax.types import MODALITIES
 from tests import architecture_test, markdown, random_encoders
 
 ROOT = markdown.ROOT
@@ -194,9 +195,10 @@ def test_page_of_extraction_names_flags_and_keys_that_exist():
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_configuration_keys_that_exist(document):
-    config = default.get_config()
+    of_runs, of_extraction = default.get_config(), extraction.get_config()
     for key in re.findall(r"--config\.([a-z_.]+)=", markdown.read(document)):
         group, _, name = key.rpartition(".")
+        config = of_extraction if group in MODALITIES else of_runs
         assert name in (config[group] if group and "." not in group else config.data.max_tokens if group else config), (
             key
         )

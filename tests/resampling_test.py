@@ -59,6 +59,7 @@ def make_records(kind="softmax", *, user_ids=None, seed=0):
     has_modality = generator.random((NUM_RECORDS, 3)) > 0.3
     alpha = np.where(has_modality, generator.random((NUM_RECORDS, 3)), 0.0).astype(np.float32)
     records = RecordTable(
+        ids=[str(number) for number in range(NUM_RECORDS)],
         user_ids=user_ids or [None] * NUM_RECORDS,
         has_modality=has_modality,
         alpha=alpha,

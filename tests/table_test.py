@@ -1,6 +1,7 @@
 """A table: rows, search, seeds, evaluation and report, as train.py and eval.py make it."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -14,12 +15,14 @@ import sklearn.metrics
 from configs import table1_small
 from mmei_jax import replica_training
 from mmei_jax.evaluation import Evaluator
-from mmei_jax.records import Dataset
+from mmei_jax.records import Dataset, Producer
+from mmei_jax.reports.evaluated_table import read_table
 from mmei_jax.reports.paired_resampling import resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import read_record_table
 from mmei_jax.reports.resampling import resampling_units
 from mmei_jax.reports.table_report import write_table_report
+from mmei_jax.reports.table_sections import encoders_text, main_section
 from mmei_jax.robustness import measure_robustness
 from mmei_jax.robustness_metrics import Grid
 from mmei_jax.sharding import make_evaluation_mesh
@@ -358,6 +361,49 @@ def test_paired_differences_are_those_of_the_same_draws(evaluated):
         count = unit.max() + 1
         weights = np.bincount(generator.integers(0, count, count), minlength=count)[unit]
         assert alone.draws[place, 0] == pytest.approx((hits * weights).sum() / weights.sum())
+
+
+def test_rows_of_other_records_are_not_compared(evaluated):
+    records = {row.name: row.records for row in read_table(evaluated[0], "test").rows}
+    part = records["text_only"][1]
+    swapped = [*part.ids[:2], part.ids[3], part.ids[2], *part.ids[4:]]
+    for ids in (swapped, part.ids[:-1]):
+        other = {**records, "text_only": [records["text_only"][0], dataclasses.replace(part, ids=ids)]}
+        place = 2 if ids is swapped else len(part.ids) - 1
+        with pytest.raises(InputError, match=f"and '[a-z_]+' have other records, first at place {place}: ") as caught:
+            resample_rows(other, ["emotion/accuracy"], num_resamples=2)
+        assert "\n" not in str(caught.value)
+
+
+def test_unimodal_row_bears_the_papers_name_where_the_papers_encoder_ran(evaluated):
+    row = next(row for row in read_table(evaluated[0], "test").rows if row.name == "text_only")
+    assert row.title == "text only (the place of Text-BERT)"
+    for name, modality, kind, title in (
+        ("text_only", "text", "bert", "Text-BERT"),
+        ("vision_only", "vision", "resnet", "Visual-ResNet50"),
+        ("audio_only", "audio", "audio_cnn", "Audio-CNN"),
+        ("vision_only", "vision", "vit", "vision only (the place of Visual-ResNet50)"),
+    ):
+        producer = Producer(encoder=f"{kind} random weights, seed 3")
+        assert dataclasses.replace(row, name=name, producers={modality: producer}).title == title
+
+
+def test_encoders_are_told_by_row_with_their_weights(evaluated):
+    rows = read_table(evaluated[0], "test").rows
+    # What the simulation draws is no network's.
+    assert encoders_text(rows) == ""
+    given, drawn = (
+        Producer(encoder="bert google-bert/bert-base-uncased"),
+        Producer(encoder="vit random weights, seed 3"),
+    )
+    rows = [
+        dataclasses.replace(row, producers={"text": given} if row.name == "text_only" else {"vision": drawn})
+        for row in rows
+    ]
+    text = encoders_text(rows)
+    assert "Text-BERT: text by BERT (given weights: google-bert/bert-base-uncased); data set AIGC-INT-Sim" in text
+    assert "regression on means*: vision by ViT (random weights, seed 3); data set AIGC-INT-Sim" in text
+    assert encoders_text(rows) in main_section(rows, "").blocks
 
 
 def cells_of(text, heading, row, table=0):

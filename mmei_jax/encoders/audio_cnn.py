@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int
 
 from mmei_jax.encoders.convolution import Convolution
+from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs, mean_of_tokens
 from mmei_jax.encoders.stack import ComputeOptions
 from mmei_jax.encoders.transformer import Dense, LayerNorm, gelu, with_axes
@@ -45,6 +46,19 @@ class AudioCnnConfig:
     def __post_init__(self) -> None:
         if not self.channels or min(self.dim, *self.channels, self.num_mels) < 1:
             raise InputError("dim, channels, num_mels of the Audio-CNN: expected at least 1 of each")
+
+    @classmethod
+    def read(cls, reader: ConfigReader) -> "AudioCnnConfig":
+        """Reads the keys of a ``config.json`` of type ``audio_cnn``, which are the attributes' names.
+
+        Raises:
+            InputError: a value of the wrong kind.
+        """
+        return cls(
+            dim=reader.get("dim", cls.dim),
+            channels=reader.get_list("channels", cls.channels),
+            num_mels=reader.get("num_mels", cls.num_mels),
+        )
 
     @property
     def receptive_field(self) -> int:

@@ -1,6 +1,7 @@
 """Hugging Face checkpoints -> our encoders: reads, checks, converts, compares, writes.
 
-``python -m mmei_jax.encoders.pretrained SOURCE DESTINATION`` makes a folder of a checkpoint; :func:`load` reads it.
+``python -m mmei_jax.encoders.pretrained SOURCE DESTINATION`` makes a folder of a checkpoint; :func:`load` reads it, and
+those that :mod:`mmei_jax.encoders.random_weights` makes of no checkpoint at all.
 No torch is needed. Everything fits or nothing is written: a missing or unexpected weight, a wrong shape and a feature
 that is not implemented are errors that name all of what is wrong.
 
@@ -28,10 +29,11 @@ import safetensors
 from flax import linen as nn
 from safetensors.numpy import load_file, save_file
 
+from mmei_jax.encoders.architectures import Architecture
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.pretrained_comparison import largest_differences
 from mmei_jax.encoders.pretrained_files import Source, find_source, read_json, sha256_of
-from mmei_jax.encoders.pretrained_tables import FAMILIES
+from mmei_jax.encoders.pretrained_tables import ARCHITECTURES, FAMILIES
 from mmei_jax.encoders.pretrained_weights import (
     Converted,
     as_type,
@@ -107,13 +109,13 @@ def convert(
         certificate["comparison"] = largest_differences(converted, files.config_path.parent)
     else:
         certificate["comparison"] = "not made: torch is not installed" if compare is None else "not asked for"
-    return _write(destination, hugging_face_config, converted.parameters, certificate, files.preprocessing_paths)
+    return write_folder(destination, hugging_face_config, converted.parameters, certificate, files.preprocessing_paths)
 
 
 def load(
     folder: str | os.PathLike[str], *, options: ComputeOptions | None = None, dtype: str | None = None
 ) -> Pretrained:
-    """Reads a folder that :func:`convert` has written.
+    """Reads a folder that :func:`convert` or :mod:`mmei_jax.encoders.random_weights` has written.
 
     Args:
         folder: the folder.
@@ -139,17 +141,17 @@ def load(
             "convert the checkpoint again"
         )
     model_type = str(config.get("model_type"))
-    if model_type not in FAMILIES:
-        raise InputError(f"{folder / CONFIG_NAME}: model_type = {model_type!r}: expected {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
-    has_pooler = {"has_pooler": certificate["architecture"]["has_pooler"]} if family.pooler else {}
-    ours = family.read_config(ConfigReader(config, family.model_type), **has_pooler)
+    if model_type not in ARCHITECTURES:
+        raise InputError(f"{folder / CONFIG_NAME}: model_type = {model_type!r}: expected {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[model_type]
+    has_pooler = {"has_pooler": certificate["architecture"]["has_pooler"]} if architecture.pooler else {}
+    ours = architecture.read_config(ConfigReader(config, model_type), **has_pooler)
     try:
         flat = load_file(folder / PARAMETERS_NAME)
     except safetensors.SafetensorError as error:
         raise InputError(f"{folder / PARAMETERS_NAME}: {error}") from error
     found = {name: array.shape for name, array in flat.items()}
-    expected = parameter_shapes(family, ours)
+    expected = parameter_shapes(architecture, ours)
     if found != expected:
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
         raise InputError(f"{folder / PARAMETERS_NAME}: does not fit {CONFIG_NAME}: {', '.join(wrong)}")
@@ -161,7 +163,7 @@ def load(
     parameters = jax.device_put(unflatten(flat))
     if options.scan_layers:
         parameters = stack_layers(parameters)
-    return Pretrained(family.make_module(ours, options), parameters, ours, certificate)
+    return Pretrained(architecture.make_module(ours, options), parameters, ours, certificate)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -172,36 +174,68 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _certify(files: Source, converted: Converted, dtype: str) -> dict[str, Any]:
-    leaves = jax.tree.leaves(converted.parameters)
-    packages = ("jax", "flax", "numpy", "safetensors")
+    source = {
+        "name": files.name,
+        "revision": files.revision,
+        "sha256": files.sha256(),
+        "dtypes": list(converted.source_dtypes),
+    }
     return {
-        "format": "mmei_jax encoder",
-        "version": CERTIFICATE_VERSION,
-        "source": {
-            "name": files.name,
-            "revision": files.revision,
-            "sha256": files.sha256(),
-            "dtypes": list(converted.source_dtypes),
-        },
-        "model_type": converted.family.model_type,
-        "architecture": asdict(converted.config),
-        "num_parameters": sum(leaf.size for leaf in leaves),
-        "dtype": dtype,
+        **describe_encoder(source, converted.family, converted.config, converted.parameters, dtype),
         "heads_left_out": list(converted.left_out),
         "weights_ignored": list(converted.ignored),
         "config_keys_without_effect": list(converted.unread_keys),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": library_versions(),
     }
 
 
-def _write(
+def describe_encoder(
+    source: dict[str, Any], architecture: Architecture, config: Any, parameters: dict[str, Any], dtype: str
+) -> dict[str, Any]:
+    """The first part of every certificate: where the weights come from, and what they are.
+
+    Args:
+        source: ``name``, ``revision``, ``sha256`` by file and ``dtypes``, as far as there are any.
+        architecture: of the encoder.
+        config: its own configuration.
+        parameters: nested dicts of arrays.
+        dtype: their type.
+    """
+    return {
+        "format": "mmei_jax encoder",
+        "version": CERTIFICATE_VERSION,
+        "source": source,
+        "model_type": architecture.model_type,
+        "architecture": asdict(config),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(parameters)),
+        "dtype": dtype,
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what makes and writes parameters."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy", "safetensors")}
+
+
+def write_folder(
     destination: Path,
-    hugging_face_config: dict[str, Any],
+    config: dict[str, Any],
     parameters: dict[str, Any],
     certificate: dict[str, Any],
     copied: Sequence[Path],
 ) -> dict[str, Any]:
-    """Builds the folder beside its place, and renames it when it is complete; gives the certificate as written."""
+    """Builds a folder for :func:`load` beside its place, and renames it when it is complete.
+
+    Args:
+        destination: folder to make.
+        config: what its ``config.json`` will hold.
+        parameters: nested dicts of arrays.
+        certificate: without the hash of the parameters' file.
+        copied: files of the preprocessing and the tokenizer.
+
+    Returns:
+        The certificate as written.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
@@ -209,7 +243,7 @@ def _write(
         for path in copied:
             shutil.copyfile(path, unfinished / path.name)
         certificate = {**certificate, "parameters_sha256": sha256_of(unfinished / PARAMETERS_NAME)}
-        for name, content in ((CONFIG_NAME, hugging_face_config), (CERTIFICATE_NAME, certificate)):
+        for name, content in ((CONFIG_NAME, config), (CERTIFICATE_NAME, certificate)):
             (unfinished / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         unfinished.chmod(0o755)
         unfinished.rename(destination)

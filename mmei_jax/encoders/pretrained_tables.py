@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flax import linen as nn
 
+from mmei_jax.encoders.architectures import AUDIO_CNN, Architecture
 from mmei_jax.encoders.bert import Bert, BertConfig
 from mmei_jax.encoders.resnet import ResNet, ResNetConfig
 from mmei_jax.encoders.stack import StackConfig
@@ -30,33 +30,23 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Family:
-    """What conversion knows about one ``model_type``.
+class Family(Architecture):
+    """What conversion knows about one ``model_type``; further attributes as those of :class:`Architecture`.
 
     Attributes:
-        model_type: as in ``config.json``.
         prefix: what task checkpoints put before the names of the base model's weights.
         heads: first parts of names that belong to task heads, which are left out.
         ignored: patterns of names that hold nothing learned, or nothing that encoding uses.
         renamings: pairs of pattern and replacement, from older or newer names to those of the table.
-        pooler: beginning of the names of the pooler, whose presence the configuration does not tell.
-        read_config: our configuration from theirs.
-        make_module: our module from our configuration.
         table: our parameter names, with their dots as slashes, and where each comes from.
-        example: fixed inputs of the module, for shapes and comparisons.
         original_inputs: the same inputs as Hugging Face's model takes them.
     """
 
-    model_type: str
     prefix: str
     heads: tuple[str, ...]
     ignored: tuple[str, ...]
     renamings: tuple[tuple[str, str], ...]
-    pooler: str | None
-    read_config: Callable[..., Any]
-    make_module: Callable[..., nn.Module]
     table: Callable[[Any], dict[str, Weight]]
-    example: Callable[[Any], dict[str, np.ndarray]]
     original_inputs: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -385,4 +375,6 @@ RESNET = Family(
     original_inputs=_images_channels_first,
 )
 
+# What is converted, and what a converted folder may hold.
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in (BERT, VIT, WAV2VEC2, RESNET)}
+ARCHITECTURES: Mapping[str, Architecture] = {**FAMILIES, AUDIO_CNN.model_type: AUDIO_CNN}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mmei_jax.encoders.architectures import Architecture
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.pretrained_tables import FAMILIES, Family, Weight
 from mmei_jax.types import InputError
@@ -159,10 +160,10 @@ def as_type(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     return cast
 
 
-def parameter_shapes(family: Family, config: Any) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(architecture: Architecture, config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the module's parameters by name, with slashes."""
-    module = family.make_module(config)
-    inputs: dict[str, Any] = dict(family.example(config))
+    module = architecture.make_module(config)
+    inputs: dict[str, Any] = dict(architecture.example(config))
     variables = jax.eval_shape(lambda: module.init(jax.random.key(0), **inputs))
     return {name: leaf.shape for name, leaf in flatten(nn.meta.unbox(variables["params"])).items()}
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from mmei_jax.encoders.audio_cnn import SAMPLING_RATE, AudioCnnConfig
 from mmei_jax.encoders.wav2vec2 import Wav2Vec2Config
 from mmei_jax.extraction import preprocessing
 from mmei_jax.extraction.decoding import AudioSettings
@@ -37,12 +38,11 @@ class AudioEncoder:
     def __init__(self, config: ExtractionConfig, device: Devices) -> None:
         """Loads the checkpoint; raises as :class:`VisionEncoder`."""
         audio: AudioExtraction = config.audio
-        encoder = load_encoder(audio.checkpoint, "audio", Wav2Vec2Config, config)
+        encoder = load_encoder(audio.checkpoint, "audio", (Wav2Vec2Config, AudioCnnConfig), config)
         self.preprocessing = preprocessing.AudioPreprocessing.read(preprocessing.read_file(Path(audio.checkpoint)))
         rate = self.preprocessing.sample_rate_hz
         self.settings = AudioSettings(rate, encoder.config.receptive_field)
-        has_adapter = encoder.config.num_adapter_layers > 0
-        self.dim = encoder.config.adapter_dim if has_adapter else encoder.config.stack.dim
+        self.dim = _token_dim(encoder.config, audio.layers, rate)
         self.dtype = config.dtype
         self.token_shape: tuple[int, ...] = ()
         self.producer = Producer(
@@ -51,11 +51,9 @@ class AudioEncoder:
             layer=audio.layers,
             pooling=None if audio.frames_per_token == 1 else f"mean of {audio.frames_per_token} frames",
             sample_rate_hz=rate,
-            padding_policy=encoder.module.padding,
+            # An Audio-CNN knows one way alone: windows read zeros behind the end.
+            padding_policy=getattr(encoder.module, "padding", "exact"),
         )
-        if audio.layers != "last" and (has_adapter or encoder.config.stack.num_layers < _LAYERS_SUMMED):
-            wanted = "'last' for an encoder with an adapter, or with fewer than 4 layers"
-            raise InputError(f"config.audio.layers = {audio.layers!r}: expected {wanted}")
         self._device = device
         self.widths = tuple(round(seconds * rate) + _ROUNDING_SAMPLES for seconds in audio.bucket_seconds)
         most_samples = round(audio.seconds_per_batch * rate) + _ROUNDING_SAMPLES
@@ -91,6 +89,22 @@ class AudioEncoder:
         lengths = np.zeros(num_rows, np.int32)
         lengths[: len(waveforms)] = [len(waveform) for waveform in waveforms]
         return self._encode(self._parameters, self._device.place(samples), self._device.place(lengths))
+
+
+def _token_dim(config: Wav2Vec2Config | AudioCnnConfig, layers: str, sample_rate_hz: int) -> int:
+    """Features of a token, where the encoder has such layers and hears samples of that rate."""
+    if isinstance(config, AudioCnnConfig):
+        if layers != "last":
+            raise InputError(f"config.audio.layers = {layers!r}: expected 'last' for an Audio-CNN")
+        if sample_rate_hz != SAMPLING_RATE:
+            wanted = f"expected {SAMPLING_RATE} for an Audio-CNN"
+            raise InputError(f"{preprocessing.FILE_NAME}: sampling_rate = {sample_rate_hz}: {wanted}")
+        return config.dim
+    has_adapter = config.num_adapter_layers > 0
+    if layers != "last" and (has_adapter or config.stack.num_layers < _LAYERS_SUMMED):
+        wanted = "'last' for an encoder with an adapter, or with fewer than 4 layers"
+        raise InputError(f"config.audio.layers = {layers!r}: expected {wanted}")
+    return config.adapter_dim if has_adapter else config.stack.dim
 
 
 def mean_of_frames(

@@ -18,21 +18,21 @@ from mmei_jax.types import InputError
 Collect = Callable[[], dict[int, Float32[np.ndarray, "tokens dim"]]]
 
 
-def load_encoder(folder: str, key: str, config_type: type, config: ExtractionConfig) -> Pretrained:
+def load_encoder(folder: str, key: str, config_types: tuple[type, ...], config: ExtractionConfig) -> Pretrained:
     """The encoder of a modality.
 
     Args:
         folder: its checkpoint.
         key: of the modality in the configuration.
-        config_type: the architecture that is expected.
+        config_types: the architectures that are accepted.
         config: says in what the encoder computes.
 
     Raises:
         InputError: the folder holds no checkpoint, or one of another kind.
     """
     encoder = load(folder, options=ComputeOptions(compute_dtype=config.compute_dtype))
-    if not isinstance(encoder.config, config_type):
-        found, expected = type(encoder.config).__name__, config_type.__name__
+    if not isinstance(encoder.config, config_types):
+        found, expected = type(encoder.config).__name__, " or a ".join(each.__name__ for each in config_types)
         raise InputError(f"config.{key}.checkpoint = {folder!r}: holds a {found}: expected a {expected}")
     return encoder
 

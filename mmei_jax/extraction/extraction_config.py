@@ -20,7 +20,7 @@ class VisionExtraction:
     """Which frames are taken, what of them, and how they are encoded."""
 
     checkpoint: str
-    token: Literal["first", "mean_of_patches"]
+    token: Literal["first", "mean_of_patches", "pooled"]
     frames_per_second: float
     max_frames: int
     faces: Method

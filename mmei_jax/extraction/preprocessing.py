@@ -1,12 +1,12 @@
 """From pixels, samples and words to what the encoders take, as the checkpoint's own preprocessing says.
 
 Frames and samples are kept as small integers until they are on the device: :func:`ImagePreprocessing.resize` and the
-tokenizer run in workers, normalisation with the encoder. Equal to transformers' ViTImageProcessorPil and
-Wav2Vec2FeatureExtractor on a clip alone.
+tokenizer run in workers, normalisation with the encoder. Equal to transformers' ViTImageProcessorPil,
+ConvNextImageProcessorPil (ResNet's) and Wav2Vec2FeatureExtractor on a clip alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ FILE_NAME = "preprocessor_config.json"
 # transformers' constant.
 _VARIANCE_EPSILON = 1e-7
 _IMAGE_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
+# What checkpoints of ResNet name.
+_CROPPING_TYPES = (
+    *("ConvNextImageProcessor", "ConvNextImageProcessorFast", "ConvNextImageProcessorPil"),
+    "ConvNextFeatureExtractor",
+)
+# From this size on, such a processor distorts frames instead of cutting out their middle.
+_UNCROPPED_PIXELS = 384
 _AUDIO_TYPES = ("Wav2Vec2FeatureExtractor",)
 
 
@@ -36,21 +43,24 @@ def read_file(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def _check_type(values: Mapping[str, Any], key: str, accepted: tuple[str, ...]) -> None:
+def _check_type(values: Mapping[str, Any], key: str, accepted: tuple[str, ...]) -> Any:
     found = values.get(key, values.get("feature_extractor_type", accepted[0]))
     if found not in accepted:
         raise InputError(f"{FILE_NAME}: {key} = {found!r}: expected {', '.join(accepted)}")
+    return found
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """What is done to a frame before ViT.
+    """What is done to a frame before ViT or ResNet.
 
     Attributes:
         height, width: pixels of the resized frame; the aspect is not kept.
         resampling: Pillow's number of the filter.
         scale: factor on pixel values in [0, 255].
         mean, deviation: per channel, of scaled values.
+        shorter_edge: pixels that the frame's shorter edge gets first, with the aspect kept; ``height`` and ``width``
+            are then those of the middle, which is cut out. None: the whole frame is resized to them.
     """
 
     height: int
@@ -59,15 +69,17 @@ class ImagePreprocessing:
     scale: float
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]
+    shorter_edge: int | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "ImagePreprocessing":
-        """From what ``preprocessor_config.json`` of a ViT holds; missing keys have transformers' defaults.
+        """From what ``preprocessor_config.json`` of a ViT or a ResNet holds; missing keys have transformers' defaults.
 
         Raises:
             InputError: another type, or a step that is not implemented.
         """
-        _check_type(values, "image_processor_type", _IMAGE_TYPES)
+        if _check_type(values, "image_processor_type", (*_IMAGE_TYPES, *_CROPPING_TYPES)) in _CROPPING_TYPES:
+            return cls._read_cropping(values)
         if not values.get("do_resize", True):
             raise InputError(f"{FILE_NAME}: do_resize = false: expected true; frames of one size are needed")
         size = values.get("size", 224)
@@ -87,10 +99,34 @@ class ImagePreprocessing:
             deviation=_three(values.get("image_std", (0.5, 0.5, 0.5))) if is_normalised else (1.0, 1.0, 1.0),
         )
 
+    @classmethod
+    def _read_cropping(cls, values: Mapping[str, Any]) -> "ImagePreprocessing":
+        """The same of a processor that cuts out the middle, by another filter unless told."""
+        if values.get("do_center_crop"):
+            raise InputError(f"{FILE_NAME}: do_center_crop = true: expected false; crop_pct says what is cut out")
+        size = values.get("size", _UNCROPPED_PIXELS)
+        if isinstance(size, Mapping):
+            if "shortest_edge" not in size:
+                raise InputError(f"{FILE_NAME}: size = {size}: expected shortest_edge")
+            size = size["shortest_edge"]
+        edge, given = int(size), values.get("crop_pct")
+        share = 224 / 256 if given is None else float(given)
+        if not 0.0 < share <= 1.0:
+            raise InputError(f"{FILE_NAME}: crop_pct = {share}: expected a share above 0, at most 1")
+        others = {key: value for key, value in values.items() if not key.endswith("_type")}
+        whole = cls.read({"resample": int(Image.Resampling.BICUBIC), **others, "size": edge})
+        return replace(whole, shorter_edge=int(edge / share) if edge < _UNCROPPED_PIXELS else None)
+
     def resize(self, frame: UInt8[np.ndarray, "_ _ 3"]) -> UInt8[np.ndarray, "height width 3"]:
         """A frame of ``[height, width, 3]`` uint8."""
-        image = Image.fromarray(frame).resize((self.width, self.height), Image.Resampling(self.resampling))
-        return np.asarray(image)
+        image, filtering = Image.fromarray(frame), Image.Resampling(self.resampling)
+        if self.shorter_edge is None:
+            return np.asarray(image.resize((self.width, self.height), filtering))
+        # As transformers rounds: towards 0.
+        width, height = (int(self.shorter_edge * pixels / min(image.size)) for pixels in image.size)
+        enlarged = image.resize((width, height), filtering)
+        left, top = (enlarged.width - self.width) // 2, (enlarged.height - self.height) // 2
+        return np.asarray(enlarged)[top : top + self.height, left : left + self.width]
 
     def normalise(self, frames: Any) -> Any:
         """``[..., 3]`` uint8 to float32 of the same shape; NumPy's arrays or JAX's."""

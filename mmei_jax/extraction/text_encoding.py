@@ -42,7 +42,7 @@ class TextEncoder:
     def __init__(self, config: ExtractionConfig, device: Devices) -> None:
         """Loads the checkpoint and its tokenizer; raises as :class:`VisionEncoder`."""
         text: TextExtraction = config.text
-        encoder = load_encoder(text.checkpoint, "text", BertConfig, config)
+        encoder = load_encoder(text.checkpoint, "text", (BertConfig,), config)
         if text.max_tokens > encoder.config.max_tokens:
             most = encoder.config.max_tokens
             raise InputError(f"config.text.max_tokens = {text.max_tokens}: expected at most the checkpoint's {most}")

@@ -1,12 +1,14 @@
 """Frames to one token each, in batches of one shape."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from mmei_jax.encoders.outputs import EncoderOutputs
+from mmei_jax.encoders.resnet import ResNetConfig
 from mmei_jax.encoders.vit import VitConfig, mean_of_patches
 from mmei_jax.extraction import preprocessing
 from mmei_jax.extraction.decoding import Frames, VisionSettings
@@ -20,6 +22,7 @@ from mmei_jax.extraction.encoder_loading import (
 )
 from mmei_jax.extraction.extraction_config import ExtractionConfig, VisionExtraction
 from mmei_jax.records import Producer
+from mmei_jax.types import InputError
 
 
 class VisionEncoder:
@@ -35,12 +38,12 @@ class VisionEncoder:
         """Loads the checkpoint.
 
         Raises:
-            InputError: it is none, of another kind, or its preprocessing is not implemented.
+            InputError: it is none, of another kind, has no such token, or its preprocessing is not implemented.
         """
         vision: VisionExtraction = config.vision
-        encoder = load_encoder(vision.checkpoint, "vision", VitConfig, config)
+        encoder = load_encoder(vision.checkpoint, "vision", (VitConfig, ResNetConfig), config)
         self._preprocessing = preprocessing.ImagePreprocessing.read(preprocessing.read_file(Path(vision.checkpoint)))
-        self.dim = encoder.config.stack.dim
+        self.dim = _token_dim(encoder.config, vision.token)
         self.settings = VisionSettings(
             vision.frames_per_second, vision.max_frames, vision.faces, vision.face_margin, self._preprocessing
         )
@@ -56,12 +59,11 @@ class VisionEncoder:
         self._device = device
         self._frames_per_batch = device.rows(vision.frames_per_batch)
         self._parameters = device.copy(encoder.parameters)
-        takes_mean = vision.token == "mean_of_patches"
 
         @jax.jit
         def encode(parameters: Any, pixels: UInt8[Array, "frames height width 3"]) -> Float[Array, "frames dim"]:
             outputs = apply_encoder(encoder, parameters, self._preprocessing.normalise(pixels))
-            return mean_of_patches(outputs) if takes_mean else outputs.last_hidden_state[:, 0]
+            return _token(outputs, vision.token)
 
         self._encode = encode
 
@@ -78,6 +80,29 @@ class VisionEncoder:
     def frames_per_batch(self) -> int:
         """Frames of every batch."""
         return self._frames_per_batch
+
+
+def _token_dim(config: VitConfig | ResNetConfig, token: str) -> int:
+    """Features of the state that stands for a frame, where the encoder has such a one."""
+    if isinstance(config, ResNetConfig):
+        if token != "pooled":
+            raise InputError(f"config.vision.token = {token!r}: expected 'pooled' for a ResNet")
+        return config.stage_dims[-1]
+    if token != "pooled":
+        return config.stack.dim
+    if not config.has_pooler:
+        raise InputError(
+            "config.vision.token = 'pooled': expected 'first' or 'mean_of_patches' for a ViT without pooler"
+        )
+    return config.pooler_dim
+
+
+def _token(outputs: EncoderOutputs, token: str) -> Array:
+    """``[frames, dim]``."""
+    if token == "pooled":
+        # None is not met here: the encoder was asked for its pooler before.
+        return cast(Array, outputs.pooled)
+    return mean_of_patches(outputs) if token == "mean_of_patches" else outputs.last_hidden_state[:, 0]
 
 
 class _VisionShard:

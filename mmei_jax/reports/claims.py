@@ -61,17 +61,20 @@ def difference_verdict(paper: float, ours: Bounded) -> str:
     return "reproduced" if low <= paper <= high else "direction only"
 
 
-def table_claims(means: Mapping[str, ResampledMeans], final_loss: float | None) -> list[Claim]:
+def table_claims(
+    means: Mapping[str, ResampledMeans], final_loss: float | None, titles: Mapping[str, str] = ROW_TITLES
+) -> list[Claim]:
     """Every claim that a table of rows can answer, and those that it cannot.
 
     Args:
         means: by row; rows and metrics that are missing are said to be.
         final_loss: MMEI's mean training loss of Eq. 6 in the last epoch; None where unknown.
+        titles: of the rows.
     """
     claims = []
     for row, figures in PAPER_TABLE.items():
         for metric in PAPER_METRICS:
-            name = f"{ROW_TITLES[row]}: {metric}"
+            name = f"{titles.get(row, ROW_TITLES[row])}: {metric}"
             claims.append(_level(name, f"{figures[metric]:.3f}", figures[metric], means.get(row), metric))
     gains = {"accuracy": 0.042, "macro_precision": 0.045, "macro_recall": 0.042, "f1_of_macro": 0.043}
     for metric, gain in gains.items():

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from mmei_jax.config import Config, parse
+from mmei_jax.record_schema import Producer
 from mmei_jax.records import Dataset
-from mmei_jax.reports.paper_table import ROW_TITLES
+from mmei_jax.reports.paper_table import ROW_TITLES, TITLES_BY_ENCODER
 from mmei_jax.reports.record_table import RecordTable, read_record_table
 from mmei_jax.reports.resampling import WeightedMetrics
 from mmei_jax.reports.tables import escaped
@@ -43,6 +44,8 @@ class Row:
         records: each seed's predictions.
         search: what ``search.json`` holds; None without a search.
         training: what ``replicas.json`` holds.
+        dataset_name: of the data set that it reads.
+        producers: by modality that it reads, what the data set's manifest says of the features.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Row:
     records: list[RecordTable]
     search: dict[str, Any] | None
     training: dict[str, Any]
+    dataset_name: str
+    producers: Mapping[str, Producer]
 
     def values(self, metric: str) -> Float[np.ndarray, "seeds"]:
         """The metric of every seed, NaN where undefined; ECE from the predictions."""
@@ -62,7 +67,9 @@ class Row:
     @property
     def title(self) -> str:
         """As the report calls it, in Markdown."""
-        return ROW_TITLES.get(self.name, escaped(self.name))
+        kinds = [encoder_kind(producer) for producer in self.producers.values()]
+        own = TITLES_BY_ENCODER.get((self.name, kinds[0])) if len(kinds) == 1 else None
+        return own or ROW_TITLES.get(self.name, escaped(self.name))
 
     def has(self, task: str) -> bool:
         """Whether it answers a task that has classes."""
@@ -117,6 +124,11 @@ def read_table(workdir: Path, split: str) -> EvaluatedTable:
     )
 
 
+def encoder_kind(producer: Producer) -> str:
+    """The kind of a producer's encoder, such as ``bert``; "" where none is named."""
+    return (producer.encoder or "").partition(" ")[0]
+
+
 def mean_and_deviation(values: Float[np.ndarray, "seeds"], digits: int = 3) -> str:
     """A cell: the finite values' mean ± standard deviation; "" where there are none."""
     known = values[np.isfinite(values)]
@@ -130,7 +142,8 @@ def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> R
     folder = workdir / "rows" / result["trained_row"]
     training = read_json(folder / "replicas.json")
     config = parse(training["config"])
-    names = {label: spec.class_names for label, spec in Dataset.open(config.data.path).spec.labels.items()}
+    spec = Dataset.open(config.data.path).spec
+    names = {label: found.class_names for label, found in spec.labels.items()}
     records = [
         read_record_table(
             workdir / "eval" / split / name / f"seed_{seed}_predictions.parquet",
@@ -141,4 +154,6 @@ def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> R
         for seed in result["seeds"]
     ]
     search = folder / "search.json"
-    return Row(name, config, result, records, read_json(search) if search.exists() else None, training)
+    producers = {modality: spec.modalities[modality].producer for modality in config.data.modalities}
+    searched = read_json(search) if search.exists() else None
+    return Row(name, config, result, records, searched, training, spec.name, producers)

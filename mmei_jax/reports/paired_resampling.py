@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from mmei_jax.reports.record_table import RecordTable
 from mmei_jax.reports.resampling import LEVEL, WeightedMetrics, resampling_units
+from mmei_jax.types import InputError
 
 # A value with the bounds of its interval.
 Bounded = tuple[float, float, float]
@@ -59,7 +60,11 @@ def resample_rows(
         metrics: names, as :class:`~mmei_jax.reports.resampling.WeightedMetrics` gives them.
         num_resamples: draws.
         seed: of the draws.
+
+    Raises:
+        InputError: the rows were evaluated on other records, or in another order.
     """
+    _check_records(rows)
     _, unit_of_record = resampling_units(next(iter(rows.values()))[0].user_ids)
     num_units = int(unit_of_record.max(initial=-1)) + 1
     generator = np.random.default_rng(seed)
@@ -78,6 +83,20 @@ def resample_rows(
         means /= len(parts)
         found[name] = ResampledMeans(tuple(metrics), means[0], means[1:])
     return found
+
+
+def _check_records(rows: Mapping[str, Sequence[RecordTable]]) -> None:
+    first_name, first_parts = next(iter(rows.items()))
+    first = first_parts[0].ids
+    for name, parts in rows.items():
+        for part in parts:
+            if part.ids != first:
+                pairs = enumerate(zip(first, part.ids, strict=False))
+                place = next((place for place, (one, other) in pairs if one != other), min(len(first), len(part.ids)))
+                raise InputError(
+                    f"rows {first_name!r} and {name!r} have other records, first at place {place}: expected data sets "
+                    f"of the same records in the same order ({len(first)} and {len(part.ids)} here)"
+                )
 
 
 def _bounded(value: float, draws: Float[np.ndarray, "resamples"]) -> Bounded:

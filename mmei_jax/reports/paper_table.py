@@ -26,7 +26,7 @@ PAPER_TABLE: Mapping[str, Mapping[str, float]] = {
     row: dict(zip(PAPER_METRICS, values, strict=True)) for row, values in _ROWS.items()
 }
 
-# Rows as the report calls them. A unimodal row bears the paper's name only where ResNet-50 and the Audio-CNN ran.
+# Rows as the report calls them. A unimodal row bears the paper's name only where the paper's encoder ran.
 ROW_TITLES: Mapping[str, str] = {
     "text_only": "text only (the place of Text-BERT)",
     "vision_only": "vision only (the place of Visual-ResNet50)",
@@ -36,4 +36,11 @@ ROW_TITLES: Mapping[str, str] = {
     "multimodal_transformer": "Multi-Modal Transformer",
     "mmei": "MMEI",
     "pooled_logistic": "*logistic regression on means*",
+}
+
+# By unimodal row and kind of encoder (as manifests have it), the paper's name.
+TITLES_BY_ENCODER: Mapping[tuple[str, str], str] = {
+    ("text_only", "bert"): "Text-BERT",
+    ("vision_only", "resnet"): "Visual-ResNet50",
+    ("audio_only", "audio_cnn"): "Audio-CNN",
 }

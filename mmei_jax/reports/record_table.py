@@ -43,6 +43,7 @@ class RecordTable:
     """A whole split.
 
     Attributes:
+        ids: of the records, in the order of the split.
         user_ids: one per record, None where unknown.
         has_modality: ``[records, modalities]``, whether the model was given any token of it.
         alpha: ``[records, modalities]`` weights of Eq. 3.
@@ -52,6 +53,7 @@ class RecordTable:
         is_judged: ``[records]``, whether a record has relevant items, so that its ranking metrics count.
     """
 
+    ids: list[str]
     user_ids: list[str | None]
     has_modality: Bool[np.ndarray, "records modalities"]
     alpha: Float[np.ndarray, "records modalities"]
@@ -96,6 +98,7 @@ def _record_table(
     ranking = {name: _numbers(columns[column]) for column, name in means.items() if column in columns}
     judged = next((columns[column] for column in means if column in columns), None)
     return RecordTable(
+        ids=ids.to_pylist(),
         user_ids=columns["user_id"].to_pylist(),
         has_modality=np.stack([_numbers(columns[f"has_{name}"]) for name in MODALITIES], axis=1),
         alpha=np.stack([_numbers(columns[f"alpha_{name}"]) for name in MODALITIES], axis=1),

@@ -47,7 +47,7 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
     data = f"{escaped(table.dataset.spec.name)}, {split} split"
     tasks = [task for task in ("emotion", "intent", "joint") if reference.has(task)]
     # The ledger is of the paper's table: ablations have other rows.
-    ledger = [sections.claims_section(reference, means, note)] if set(PAPER_TABLE) <= set(means) else []
+    ledger = [sections.claims_section(rows, reference, means, note)] if set(PAPER_TABLE) <= set(means) else []
     with report_style():
         parts = [
             sections.finding_section(rows, reference, note),
@@ -102,8 +102,10 @@ def _csv(rows: list[Row]) -> str:
 def _latex(rows: list[Row], note: str) -> str:
     """The main table, for a paper."""
     titles = " & ".join(METRIC_TITLES[metric.partition("/")[2]] for metric in PAPER_METRICS)
+    told = sections.encoders_text(rows).replace("`", "")
     lines = [
         f"% Mean and standard deviation over seeds{note}.",
+        *([f"% {told}"] if told else []),
         r"\begin{tabular}{l" + "r" * len(PAPER_METRICS) + "}",
         r"\hline",
         f"Model & {titles} " + r"\\",

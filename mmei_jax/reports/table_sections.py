@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from mmei_jax.record_schema import RANDOM_WEIGHTS, Producer
 from mmei_jax.records import Dataset
 from mmei_jax.reports.claims import claims_table, table_claims
 from mmei_jax.reports.drawing import to_png
-from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, mean_and_deviation
+from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, encoder_kind, mean_and_deviation
 from mmei_jax.reports.page import Picture, Section
 from mmei_jax.reports.paired_resampling import ResampledMeans
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
@@ -19,6 +20,14 @@ from mmei_jax.types import MODALITIES
 
 _TASK_METRICS = ("accuracy", "macro_precision", "macro_recall", "f1_of_macro", "macro_f1", "weighted_f1")
 _AXES = ("missing", "noise", "both")
+# Networks that extraction runs, by the names that manifests have for them.
+ENCODER_TITLES: Mapping[str, str] = {
+    "bert": "BERT",
+    "vit": "ViT",
+    "wav2vec2": "Wav2Vec2",
+    "resnet": "ResNet",
+    "audio_cnn": "Audio-CNN",
+}
 COMPARED = ("emotion/accuracy", "emotion/f1_of_macro", "emotion/cross_entropy", "ranking/map", "ranking/ndcg@10")
 
 
@@ -47,30 +56,60 @@ def finding_section(rows: list[Row], reference: Row, note: str) -> Section:
 
 def main_section(rows: list[Row], note: str) -> Section:
     """The paper's Table 1: ours and the paper's figures side by side, and the exact ceilings below."""
+    measured = [metric for metric in PAPER_METRICS if any(np.isfinite(row.values(metric)).any() for row in rows)]
     titles = ["row", "parameters"]
-    for metric in PAPER_METRICS:
+    for metric in measured:
         short = METRIC_TITLES[metric.partition("/")[2]]
         titles += [short, f"{short}, paper"]
     cells = []
     for row in rows:
         line = [row.title, f"{row.result['num_parameters']:,}"]
         paper = PAPER_TABLE.get(row.name, {})
-        for metric in PAPER_METRICS:
+        for metric in measured:
             line += [mean_and_deviation(row.values(metric)), f"{paper[metric]:.3f}" if metric in paper else ""]
         cells.append(line)
     for title, suffix in (("exact posterior", ""), ("product of the unimodal posteriors", "[late_fusion]")):
         known = rows[0].result["reference"]
         if f"emotion/accuracy{suffix}" in known:
             line = [f"*{title}*", ""]
-            for metric in PAPER_METRICS:
+            for metric in measured:
                 line += [f"{known[metric + suffix]:.3f}" if metric + suffix in known else "", ""]
             cells.append(line)
+    has_ranking = any(metric.startswith("ranking/") for metric in measured)
+    what, catalogue = ("Emotion and ranking", "; ranking is of the whole catalogue") if has_ranking else ("Emotion", "")
     text = (
-        f"Emotion and ranking{note}, mean ± standard deviation over seeds. P and R are macro averages, F1 is their "
-        "harmonic mean, as in the paper's table; ranking is of the whole catalogue. The paper's figures are of a data "
-        "set that was not published: they stand beside ours for the order and the gaps, not for the level."
+        f"{what}{note}, mean ± standard deviation over seeds. P and R are macro averages, F1 is their harmonic mean, "
+        f"as in the paper's table{catalogue}. The paper's figures are of a data set that was not published: they stand "
+        "beside ours for the order and the gaps, not for the level."
     )
-    return Section("Table 1", [text, markdown_table(titles, cells)])
+    told = encoders_text(rows)
+    return Section("Table 1", [text, *([told] if told else []), markdown_table(titles, cells)])
+
+
+def encoders_text(rows: list[Row]) -> str:
+    """Which encoders made what the rows read, and whether their weights are random; "" where no manifest names any."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        told = [
+            f"{modality} by {_encoder(producer)}" for modality, producer in row.producers.items() if _encoder(producer)
+        ]
+        if told:
+            groups.setdefault((row.config.data.path, row.dataset_name, *told), []).append(row.title)
+    parts = [
+        f"{', '.join(titles)}: {', '.join(told)}; data set {escaped(name)} in `{path}`"
+        for (path, name, *told), titles in groups.items()
+    ]
+    return f"Encoders of the features, by row. {'. '.join(parts)}." if parts else ""
+
+
+def _encoder(producer: Producer) -> str:
+    """An encoder and its weights, in words; "" where they are not known to be a network's."""
+    kind = encoder_kind(producer)
+    if kind not in ENCODER_TITLES:
+        return ""
+    source = (producer.encoder or "").partition(" ")[2]
+    weights = source if source.startswith(RANDOM_WEIGHTS) else f"given weights: {escaped(source)}"
+    return f"{ENCODER_TITLES[kind]} ({weights})"
 
 
 def task_section(rows: list[Row], task: str, note: str) -> Section:
@@ -235,10 +274,10 @@ def loss_section(reference: Row, note: str) -> Section:
     return Section("Training", [Picture("loss.png", caption, to_png(figure))])
 
 
-def claims_section(reference: Row, means: Mapping[str, ResampledMeans], note: str) -> Section:
+def claims_section(rows: list[Row], reference: Row, means: Mapping[str, ResampledMeans], note: str) -> Section:
     """Every number of the paper beside ours, with a verdict."""
     last = [np.array(group["evaluations"][-1]["loss"], float) for group in reference.training["history"]]
-    claims = table_claims(means, float(np.nanmean(np.concatenate(last))))
+    claims = table_claims(means, float(np.nanmean(np.concatenate(last))), {row.name: row.title for row in rows})
     text = (
         f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
         "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size."
