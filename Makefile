@@ -27,7 +27,7 @@ pinned := pyproject.toml $(wildcard constraints/*.txt)
 	test-slow test-beam lint format-check types format constraints clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # --- the environment: one stamp per set of packages, renewed when a version changes ---------------------------------
 
