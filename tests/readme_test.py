@@ -207,7 +207,9 @@ def test_documents_name_configuration_keys_that_exist(document):
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_documents_name_targets_that_the_makefile_has(document):
     text = markdown.read(document)
-    named = set(re.findall(r"^make ([a-z0-9-]+)", text, flags=re.MULTILINE)) | set(re.findall(r"`make ([a-z0-9-]+)", text))
+    named = set(re.findall(r"^make ([a-z0-9-]+)", text, flags=re.MULTILINE)) | set(
+        re.findall(r"`make ([a-z0-9-]+)", text)
+    )
     targets = set(re.findall(r"^([a-z0-9-]+):", markdown.read("Makefile"), flags=re.MULTILINE))
     assert named
     assert named <= targets
