@@ -91,12 +91,14 @@ report-table1-small: $(VENV)/.installed $(TABLE_DATA)/manifest.json ## Table 1, 
 	rm -rf docs/table1_small
 	cp -r runs/table1_small/eval/test_report docs/table1_small
 	mv docs/table1_small/claims.md docs/claims.md
+	rm docs/table1_small/report.html
 
 report-ablations-small: $(VENV)/.installed $(TABLE_DATA)/manifest.json ## Ablations, small, as docs/ablations_small/.
 	$(venv_python) train.py --config=configs/ablations_small.py --workdir=runs/ablations_small
 	$(venv_python) eval.py --workdir=runs/ablations_small
 	rm -rf docs/ablations_small
 	cp -r runs/ablations_small/eval/test_report docs/ablations_small
+	rm docs/ablations_small/report.html
 
 test: $(VENV)/.installed-test ## The quick tier of the tests.
 	$(venv_python) -m pytest -m "not slow" --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks import agreement, fusion_cases, fusion_step, rounds
+from benchmarks.random_records import write_records
 from benchmarks.utterance_lengths import draw_lengths
 from configs import default
 from mmei_jax import input_pipeline
@@ -33,25 +34,13 @@ from mmei_jax.config import Config, parse
 from mmei_jax.host_memory import keep_freed_memory
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.packing import padded_layouts
-from mmei_jax.records import (
-    Catalogue,
-    Dataset,
-    DatasetSpec,
-    DatasetWriter,
-    LabelSpec,
-    MaskedColumn,
-    ModalitySpec,
-    Ragged,
-    RecordColumns,
-    Slate,
-)
+from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, make_mesh
 from mmei_jax.state import build_model, initial_state, state_shapes, variable_shapes
 from mmei_jax.train_step import jit_train_step, make_train_step
 from mmei_jax.training import MAX_UPDATES_IN_FLIGHT
-from mmei_jax.types import MODALITIES, Batch, TokenSequence
+from mmei_jax.types import Batch, TokenSequence
 
-NUM_ITEMS = 200
 # Four mean records to a row, and room for more where they are short.
 RECORDS_PER_ROW, TOKENS_PER_ROW = 8, {"vision": 28, "audio": 66, "text": 60}
 EAGER_LONGEST, EAGER_MAXIMA = "torch eager, padded to the batch's longest", "torch eager, padded to the maxima"
@@ -94,62 +83,6 @@ class Case:
 
 CASE = Case("", num_layers=4, num_updates=16, num_batches=32, num_rows=(8, 9, 11))
 QUICK_CASE = Case("", num_layers=1, num_updates=8, num_batches=8, num_rows=(11,))
-
-
-def write_records(path: Path, lengths: np.ndarray, dim: int = 768) -> None:
-    """Random records, all labelled, each with a slate of one item.
-
-    Args:
-        path: folder to make.
-        lengths: ``[records, modalities]`` tokens.
-        dim: features of a token, and of an item.
-    """
-    generator, num_records = np.random.default_rng(1), len(lengths)
-    classes = {"emotion": fusion_cases.NUM_EMOTIONS, "intent": fusion_cases.NUM_INTENTS}
-    spec = DatasetSpec(
-        name="random",
-        description="random features",
-        source="benchmarks/ragged_step.py",
-        licence="CC0",
-        modalities={name: ModalitySpec(dim, "float32") for name in MODALITIES},
-        labels={
-            name: LabelSpec("categorical", tuple(f"{name}{index}" for index in range(count)))
-            for name, count in classes.items()
-        },
-        has_slates=True,
-    )
-    ones = np.ones(num_records)
-    slate = Slate(
-        item_index=generator.integers(0, NUM_ITEMS, num_records).astype(np.int32),
-        propensity=ones.astype(np.float32),
-        dwell_seconds=ones.astype(np.float32),
-        num_replays=ones.astype(np.int32),
-        is_liked=ones.astype(bool),
-        satisfaction=ones.astype(np.float32),
-    )
-    columns = RecordColumns(
-        ids=[f"r{index}" for index in range(num_records)],
-        features={
-            name: Ragged(generator.normal(size=(count.sum(), dim)).astype(np.float32), count)
-            for name, count in zip(MODALITIES, lengths.T, strict=True)
-        },
-        labels={
-            name: MaskedColumn(generator.integers(0, count, num_records).astype(np.int32))
-            for name, count in classes.items()
-        },
-        slate=slate,
-        slate_lengths=ones.astype(np.int64),
-    )
-    catalogue = Catalogue(
-        ids=[f"item{index}" for index in range(NUM_ITEMS)],
-        kind=(np.arange(NUM_ITEMS) % fusion_cases.NUM_KINDS).astype(np.int32),
-        kind_names=tuple(f"kind{index}" for index in range(fusion_cases.NUM_KINDS)),
-        features=generator.normal(size=(NUM_ITEMS, dim)).astype(np.float32),
-        texts=["{}"] * NUM_ITEMS,
-    )
-    with DatasetWriter(path, spec) as writer:
-        writer.write_catalogue(catalogue)
-        writer.write_columns("train", columns)
 
 
 class OurRun:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from benchmarks import agreement, rounds
-from benchmarks.ragged_step import write_records
+from benchmarks.random_records import write_records
 from configs import default
 from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader

@@ -35,8 +35,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics", "robustness_metrics"),
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
-        ("feedback.estimators",),
-        ("feedback.log",),
+        ("feedback.estimators", "feedback.log", "feedback.rows"),
         ("sharding",),
         ("optimizer",),
         (
@@ -89,8 +88,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("predictions",),
         ("corruptions",),
         ("feedback.environment",),
-        ("feedback.policies",),
-        ("feedback.learning",),
+        ("feedback.policies", "feedback.learning"),
         ("feedback.gate",),
         ("feedback.reward_models",),
         (

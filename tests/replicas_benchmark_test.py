@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import agreement, replicas, rounds, torch_mmei
-from benchmarks.ragged_step import write_records
+from benchmarks.random_records import write_records
 from configs import default
 from mmei_jax import input_pipeline
 from mmei_jax.batching import BatchReader

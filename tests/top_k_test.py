@@ -62,6 +62,10 @@ def test_small_catalogues_answer_all_that_they_have(num_items):
     check(search(40, num_items=num_items), expected_scores(num_items=num_items), 40)
 
 
+def test_approximate_choice_of_groups_is_exact_where_the_processor_has_no_faster_one():
+    check(search(10, is_approximate=True), expected_scores(), 10)
+
+
 def test_filters_are_those_of_a_full_sort():
     kind = catalogue()[1]
     allows_kind = np.array([[True, False, True], [True] * 3, [False] * 3, [False, True, False], [True] * 3])

@@ -13,20 +13,18 @@ References:
     give (it clips no weights).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Float, Int
 
+from mmei_jax.feedback.rows import refuse_rows
 from mmei_jax.types import InputError
 
 ESTIMATORS = ("dm", "ips", "clipped_ips", "snips", "dr", "sndr", "switch_dr")
 # Estimators that read a reward model.
 MODEL_BASED = ("dm", "dr", "sndr", "switch_dr")
-# Most rows that a message names.
-_ROWS_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -61,24 +59,16 @@ class LoggedDecisions:
         if (self.predicted_rewards is None) != (self.predicted_values is None):
             raise InputError("logged decisions: expected predicted_rewards and predicted_values, or neither")
         for name, value in columns.items():
-            refuse_rows(np.isfinite(value), name, value, "a finite number")
+            refuse_rows(np.isfinite(value), name, value.__getitem__, "a finite number")
         positive = (self.propensities > 0.0) & (self.propensities <= 1.0)
-        refuse_rows(positive, "propensities", self.propensities, "above 0 and at most 1")
+        refuse_rows(positive, "propensities", self.propensities.__getitem__, "above 0 and at most 1")
         probable = (self.target_probabilities >= 0.0) & (self.target_probabilities <= 1.0)
-        refuse_rows(probable, "target_probabilities", self.target_probabilities, "from 0 to 1")
+        refuse_rows(probable, "target_probabilities", self.target_probabilities.__getitem__, "from 0 to 1")
 
     @property
     def weights(self) -> Float[np.ndarray, "decisions"]:
         """Importance weights, ``target / propensity``; their expectation is 1 where the logging policy has overlap."""
         return self.target_probabilities / self.propensities
-
-
-def refuse_rows(is_good: Shaped[np.ndarray, "rows"], name: str, values: Num[np.ndarray, "rows"], accepted: str) -> None:
-    """Raises an :class:`InputError` that names the rows of a column that are not good, the first of them."""
-    bad = np.flatnonzero(~is_good)
-    if len(bad):
-        told = ", ".join(str(row) for row in bad[:_ROWS_TOLD]) + (", ..." if len(bad) > _ROWS_TOLD else "")
-        raise InputError(f"{name}, row {told}: {values[bad[0]]!s}: expected {accepted}")
 
 
 @dataclass(frozen=True)
@@ -226,11 +216,3 @@ def _divide(sums: np.ndarray, count: float) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         result: np.ndarray = offset / count + numerator / denominator
     return result
-
-
-def describe(found: Mapping[str, Estimate], diagnostics: Overlap) -> dict[str, Any]:
-    """Estimates and diagnostics as JSON values."""
-    return {
-        "estimates": {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in found.items()},
-        "overlap": vars(diagnostics),
-    }

@@ -24,6 +24,7 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from mmei_jax.feedback.policies import next_probabilities, without
 from mmei_jax.types import InputError
 
 
@@ -210,20 +211,15 @@ def objective(
     factors = jnp.ones(num_positions) if logged.position_factor is None else logged.position_factor
 
     def place(carry: tuple[Array, Array], position: Array) -> tuple[Any, tuple[Array, Array, Array]]:
-        logits, is_left = carry
         item = logged.items[:, position]
-        uniform = is_left / is_left.sum(axis=-1, keepdims=True)
-        preferred = jax.nn.softmax(logits, axis=-1)
-        probability = (1.0 - config.uniform_share) * preferred + config.uniform_share * uniform
+        probability = next_probabilities(*carry, config.uniform_share)
         chosen = jnp.take_along_axis(probability, item[:, None], axis=1)[:, 0]
         if logged.predicted is None:
             model_value = model_reward = jnp.zeros(num_slates)
         else:
             model_value = (probability * logged.predicted).sum(axis=-1) * factors[position]
             model_reward = jnp.take_along_axis(logged.predicted, item[:, None], axis=1)[:, 0] * factors[position]
-        is_chosen = jax.nn.one_hot(item, logits.shape[1], dtype=bool)
-        carry = jnp.where(is_chosen, -jnp.inf, logits), is_left & ~is_chosen
-        return carry, (jnp.log(chosen), model_value, logged.rewards[:, position] - model_reward)
+        return without(item, *carry), (jnp.log(chosen), model_value, logged.rewards[:, position] - model_reward)
 
     _, (log_chosen, values, rest) = lax.scan(place, (logits, logged.is_allowed), jnp.arange(num_positions))
     log_logging = jnp.log(logged.propensities).T

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
+from mmei_jax.feedback.rows import refuse_rows
 from mmei_jax.types import InputError
 
 FORMAT = "mmei_jax feedback log 1"
@@ -50,7 +51,6 @@ SCHEMA = pa.schema(
     ],
     metadata={_FORMAT_KEY: FORMAT},
 )
-_ROWS_TOLD = 5
 _PARTIAL = ".partial"
 
 
@@ -70,11 +70,7 @@ def check_impressions(table: pa.Table, known_items: Iterable[str] | None = None,
         raise InputError(f"{where}: columns {'; '.join(differing)} differ from the schema of a feedback log")
 
     def refuse(is_good: Bool[np.ndarray, "rows"], name: str, accepted: str) -> None:
-        bad = np.flatnonzero(~is_good)
-        if len(bad):
-            rows = ", ".join(str(row) for row in bad[:_ROWS_TOLD]) + (", ..." if len(bad) > _ROWS_TOLD else "")
-            value = table[name][int(bad[0])].as_py()
-            raise InputError(f"{where}: {name}, row {rows}: {value}: expected {accepted}")
+        refuse_rows(is_good, f"{where}: {name}", lambda row: table[name][row].as_py(), accepted)
 
     for name in ("impression_id", "user_id", "time_seconds", "policy_version", "context", *_LISTS):
         refuse(~_numpy(table[name].is_null()), name, "a value")

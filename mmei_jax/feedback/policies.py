@@ -30,6 +30,28 @@ class SlateChoice:
     propensity: Any
 
 
+def next_probabilities(
+    logits: Float[Array, "users items"], is_left: Bool[Array, "users items"], uniform_share: float | Float[Array, ""]
+) -> Float[Array, "users items"]:
+    """With which probability each item comes next.
+
+    Args:
+        logits: ``[users, items]``, -inf for what may not come.
+        is_left: ``[users, items]``, what may.
+        uniform_share: of uniform choice.
+    """
+    uniform = is_left / is_left.sum(axis=-1, keepdims=True)
+    return (1.0 - uniform_share) * jax.nn.softmax(logits, axis=-1) + uniform_share * uniform
+
+
+def without(
+    item: Int[Array, "users"], logits: Float[Array, "users items"], is_left: Bool[Array, "users items"]
+) -> tuple[Float[Array, "users items"], Bool[Array, "users items"]]:
+    """Logits and what is left once each user's item is placed."""
+    is_chosen = jax.nn.one_hot(item, logits.shape[1], dtype=bool)
+    return jnp.where(is_chosen, -jnp.inf, logits), is_left & ~is_chosen
+
+
 def draw_slates(
     key: Array,
     scores: Float[Array, "users items"],
@@ -53,14 +75,9 @@ def draw_slates(
     logits = jnp.where(is_allowed, scores / temperature, -jnp.inf)
 
     def place(carry: tuple[Array, Array], key: Array) -> tuple[Any, Any]:
-        logits, is_left = carry
-        preferred = jax.nn.softmax(logits, axis=-1)
-        uniform = is_left / is_left.sum(axis=-1, keepdims=True)
-        probability = (1.0 - uniform_share) * preferred + uniform_share * uniform
+        probability = next_probabilities(*carry, uniform_share)
         item = jax.random.categorical(key, jnp.log(probability))
-        chosen = jnp.take_along_axis(probability, item[:, None], axis=1)[:, 0]
-        is_chosen = jax.nn.one_hot(item, logits.shape[1], dtype=bool)
-        return (jnp.where(is_chosen, -jnp.inf, logits), is_left & ~is_chosen), (item, chosen)
+        return without(item, *carry), (item, jnp.take_along_axis(probability, item[:, None], axis=1)[:, 0])
 
     _, (items, propensity) = jax.lax.scan(place, (logits, is_allowed), jax.random.split(key, slate_size))
     return SlateChoice(items=items.T.astype(jnp.int32), propensity=propensity.T)
@@ -77,12 +94,8 @@ def slate_propensities(
     """What :func:`draw_slates` would have said of slates that another policy drew: the target of an evaluation."""
 
     def place(carry: tuple[Array, Array], item: Array) -> tuple[Any, Array]:
-        logits, is_left = carry
-        uniform = is_left / is_left.sum(axis=-1, keepdims=True)
-        probability = (1.0 - uniform_share) * jax.nn.softmax(logits, axis=-1) + uniform_share * uniform
-        chosen = jnp.take_along_axis(probability, item[:, None], axis=1)[:, 0]
-        is_chosen = jax.nn.one_hot(item, logits.shape[1], dtype=bool)
-        return (jnp.where(is_chosen, -jnp.inf, logits), is_left & ~is_chosen), chosen
+        probability = next_probabilities(*carry, uniform_share)
+        return without(item, *carry), jnp.take_along_axis(probability, item[:, None], axis=1)[:, 0]
 
     logits = jnp.where(is_allowed, scores / temperature, -jnp.inf)
     _, propensity = jax.lax.scan(place, (logits, is_allowed), items.T)
