@@ -119,7 +119,7 @@ def read_table(workdir: Path, split: str) -> EvaluatedTable:
         reference,
         Dataset.open(reference.config.data.path),
         split,
-        read_json(card) if card.exists() else None,
+        read_json(card, "what eval.py wrote") if card.exists() else None,
         picture.read_bytes() if picture.exists() else None,
     )
 
