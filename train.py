@@ -19,12 +19,13 @@ WORKDIR = flags.DEFINE_string(
     required=True,
 )
 flags.mark_flag_as_required("config")
+PROCESSES = command.define_process_flags()
 
 
 def main() -> int:
     """Trains, and says how to go on."""
     # Imported here so that --help and a wrong flag answer at once.
-    from mmei_jax import compilation_cache
+    from mmei_jax import compilation_cache, processes
     from mmei_jax.config import parse
     from mmei_jax.host_devices import one_device_per_core
     from mmei_jax.host_memory import keep_freed_memory
@@ -32,6 +33,7 @@ def main() -> int:
     from mmei_jax.table_training import train_table
     from mmei_jax.training import train
 
+    processes.join(**PROCESSES())
     compilation_cache.enable()
     keep_freed_memory()
     values, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)

@@ -10,6 +10,8 @@ from benchmarks.utterance_lengths import draw_lengths
 
 EAGER, COMPILED = "torch eager", "torch compiled"
 PADDED, SORTED = "torch padded to the batch's longest, file order", "torch sorted by length"
+# Below the folder of Hugging Face's checkpoint.
+OUR_CHECKPOINT = "ours"
 VOCABULARY_SIZE = 30_522
 SAMPLING_RATE = 16_000
 
@@ -137,13 +139,25 @@ QUICK_CASES = (
 )
 
 
-def without_pooler(case: Case) -> dict[str, bool]:
+def without_pooler(family: str) -> dict[str, bool]:
     """What tells Hugging Face's model to have none: nobody reads it here."""
-    return {} if case.family == "wav2vec2" else {"add_pooling_layer": False}
+    return {} if family == "wav2vec2" else {"add_pooling_layer": False}
 
 
 def save_checkpoint(case: Case) -> None:
-    """Writes a Hugging Face checkpoint of the base size with random weights, and converts it."""
+    """Writes the case's checkpoint, of the base size but for its layers, and converts it."""
+    write_checkpoint(case.family, case.folder, num_hidden_layers=case.num_layers)
+
+
+def write_checkpoint(family: str, folder: Path, processor: Any = None, **sizes: Any) -> None:
+    """Writes a Hugging Face checkpoint with random weights, and converts it.
+
+    Args:
+        family: "bert", "vit" or "wav2vec2".
+        folder: of the checkpoint; ours comes below it.
+        processor: of Hugging Face, written with it.
+        sizes: what differs from the base size, by Hugging Face's names.
+    """
     import torch
     import transformers
 
@@ -156,7 +170,8 @@ def save_checkpoint(case: Case) -> None:
         "vit": (transformers.ViTConfig, transformers.ViTModel),
         "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2Model),
     }
-    make_config, make_model = kinds[case.family]
-    model = make_model(make_config(num_hidden_layers=case.num_layers), **without_pooler(case))
-    model.save_pretrained(case.folder)
-    convert(case.folder, case.folder / "ours", compare=False)
+    make_config, make_model = kinds[family]
+    make_model(make_config(**sizes), **without_pooler(family)).save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    convert(folder, folder / OUR_CHECKPOINT, compare=False)

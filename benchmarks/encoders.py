@@ -18,12 +18,10 @@ the persistent compilation cache filled. There the "ratio" is what is allowed di
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,17 @@ import jax
 import numpy as np
 
 from benchmarks import rounds
-from benchmarks.encoder_cases import CASES, COMPILED, EAGER, PADDED, QUICK_CASES, SORTED, Case, save_checkpoint
+from benchmarks.encoder_cases import (
+    CASES,
+    COMPILED,
+    EAGER,
+    OUR_CHECKPOINT,
+    PADDED,
+    QUICK_CASES,
+    SORTED,
+    Case,
+    save_checkpoint,
+)
 from benchmarks.matmul import matmul_operations, matmul_rate
 from mmei_jax import compilation_cache
 from mmei_jax.encoders import ComputeOptions, Pretrained, convert, first_token, in_corpus_order, load, pack_texts
@@ -78,7 +86,7 @@ def our_side(case: Case) -> rounds.Ready:
 
 def _load(case: Case) -> Pretrained:
     options = ComputeOptions(compute_dtype=case.compute_dtype)
-    return load(case.folder / "ours", options=options, dtype=case.compute_dtype)
+    return load(case.folder / OUR_CHECKPOINT, options=options, dtype=case.compute_dtype)
 
 
 def _timed(run: Callable[[int], Any], num_rows: int) -> float:
@@ -157,7 +165,7 @@ def measure_case(case: Case, *, num_rounds: int, is_quick: bool = False) -> list
     with tempfile.TemporaryDirectory() as folder:
         case = dataclasses.replace(case, folder=Path(folder) / case.family)
         # In a process of its own: torch's threads stay out of this one.
-        _in_new_process(save_checkpoint, case)
+        rounds.in_new_process(save_checkpoint, case)
         timing = rounds.measure_sides(
             {name: SIDES[name] for name in (rounds.OURS, *peers)},
             case,
@@ -180,14 +188,15 @@ def cold_start(num_layers: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for case in (case for case in CASES if case.platform == "cpu" and not case.is_ragged):
             case = dataclasses.replace(case, num_layers=num_layers, folder=Path(folder) / case.family)
-            _in_new_process(save_checkpoint, case)
+            rounds.in_new_process(save_checkpoint, case)
             if case.family == "bert":
-                seconds, memory = _in_new_process(convert_and_measure, case)
+                seconds, memory = rounds.in_new_process(convert_and_measure, case)
                 entries += [
                     _allowed("converting BERT-base, seconds", CONVERSION_SECONDS, seconds),
                     _allowed("converting BERT-base, peak memory / checkpoint", CONVERSION_MEMORY, memory),
                 ]
-            compilations = [_in_new_process(compile_and_measure, case, str(Path(folder) / "cache")) for _ in range(2)]
+            cache = str(Path(folder) / "cache")
+            compilations = [rounds.in_new_process(compile_and_measure, case, cache) for _ in range(2)]
             entries.append(
                 {
                     **_allowed(f"second compilation of {case.name}, seconds", COMPILATION_SECONDS, compilations[1]),
@@ -217,7 +226,7 @@ def compile_and_measure(case: Case, cache: str) -> float:
     """Seconds of compiling the encoder's largest call, with a persistent cache as the package's commands keep it."""
     os.environ["XDG_CACHE_HOME"] = cache
     compilation_cache.enable()
-    encoder = load(case.folder / "ours")
+    encoder = load(case.folder / OUR_CHECKPOINT)
     (array,) = case.inputs().values()
     inputs = (array, np.ones(array.shape, np.int32)) if case.family == "bert" else (array,)
 
@@ -232,11 +241,6 @@ def compile_and_measure(case: Case, cache: str) -> float:
 
 def _allowed(name: str, most: float, found: float) -> dict[str, Any]:
     return {"case": name, "peer": f"at most {most:g}", "ratio": round(most / found, 4), "goal": 1.0, "found": found}
-
-
-def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _print(entries: Sequence[dict[str, Any]]) -> None:
@@ -256,15 +260,12 @@ def main() -> None:
     parser.add_argument("--case", default="", help="only cases whose name contains this; 'cold start' is one")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
     arguments = parser.parse_args()
-    has_gpu = Path("/dev/nvidia0").exists()
     entries: list[dict[str, Any]] = []
     others = () if arguments.quick else (COLD_START,)
     for case in rounds.chosen_cases(parser, QUICK_CASES if arguments.quick else CASES, arguments.case, others):
-        if case.platform == "gpu" and not has_gpu:
-            entries.extend(
-                {"case": f"{case.name}: not measured (no GPU)", "peer": peer, "ratio": None, "goal": goal}
-                for peer, goal in case.goals
-            )
+        reason = rounds.missing_gpu() if case.platform == "gpu" else ""
+        if reason:
+            entries.extend(rounds.unmeasured(case.name, peer, reason, goal=goal) for peer, goal in case.goals)
             continue
         num_rounds = 2 if arguments.quick else arguments.num_rounds
         found = measure_case(case, num_rounds=num_rounds, is_quick=arguments.quick)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,21 @@ def _device(case: Case) -> str:
     return "cuda" if case.platform == "gpu" else "cpu"
 
 
-def _load(case: Case) -> Any:
+def load_model(family: str, folder: Path, **options: Any) -> Any:
+    """Hugging Face's model of a checkpoint, without pooler.
+
+    Args:
+        family: "bert", "vit" or "wav2vec2".
+        folder: of the checkpoint.
+        options: entries of its configuration that are to be others.
+    """
     transformers.utils.logging.disable_progress_bar()
-    model = getattr(transformers, _MODELS[case.family]).from_pretrained(
-        case.folder, attn_implementation="sdpa", **without_pooler(case)
-    )
+    kind = getattr(transformers, _MODELS[family])
+    return kind.from_pretrained(folder, attn_implementation="sdpa", **without_pooler(family), **options)
+
+
+def _load(case: Case) -> Any:
+    model = load_model(case.family, case.folder)
     return model.eval().to(_device(case), getattr(torch, case.compute_dtype))
 
 

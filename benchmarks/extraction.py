@@ -24,19 +24,17 @@ its front and is given masks, so that padding changes nothing on either side.
 import argparse
 import dataclasses
 import functools
-import multiprocessing
 import os
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import rounds
+from benchmarks import device_profile, rounds
 from benchmarks.extraction_cases import (
     BASE,
     FRAMES_PER_SECOND,
@@ -87,11 +85,12 @@ def our_side(case: Case) -> rounds.Ready:
 
 def our_decoding(case: Case) -> rounds.Ready:
     """``decode_clips`` in threads."""
-    from mmei_jax.extraction import preprocessing
+    from mmei_jax.encoders import preprocessing
+    from mmei_jax.encoders.pretrained_files import read_preprocessing
     from mmei_jax.extraction.decoding import AudioSettings, DecodeSettings, VisionSettings, decode_clips
 
     config, clips = _read(case)
-    images = preprocessing.ImagePreprocessing.read(preprocessing.read_file(case.encoders / "vision"))
+    images = preprocessing.ImagePreprocessing.read(read_preprocessing(case.encoders / "vision"))
     settings = DecodeSettings(
         base=case.clips,
         root=None,
@@ -243,7 +242,7 @@ def peak_memory(case: Case) -> dict[str, Any]:
     """The entry of the case of that name."""
     found = []
     for num_clips in (FEW_CLIPS, MANY_CLIPS):
-        bytes_held = _in_new_process(measure_peak_memory, dataclasses.replace(case, num_clips=num_clips))
+        bytes_held = rounds.in_new_process(measure_peak_memory, dataclasses.replace(case, num_clips=num_clips))
         print(f"peak memory of {num_clips} clips: {bytes_held / 1e6:.0f} MB", flush=True)
         found.append(bytes_held)
     return {
@@ -291,7 +290,7 @@ def on_gpu(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             traced = encode(decode())
-        busy = device_busy_seconds(Path(folder))
+        spans = device_profile.device_spans(Path(folder))
     whole = min(_extract(case)[0] for _ in range(2))
     return {
         "case": f"{GPU}, {len(clips)} clips",
@@ -301,49 +300,13 @@ def on_gpu(case: Case) -> dict[str, Any]:
         "bounded_by": "decoding" if decoding > encoding else "encoding",
         "clips_per_second": round(len(clips) / together, 1),
         "clips_per_second_with_loading_and_writing": round(len(clips) / whole, 1),
-        "device_busy_share": None if busy is None else round(busy / traced, 4),
+        "device_busy_share": round(device_profile.busy_seconds(spans) / traced, 4) if spans else None,
         "decoding_seconds": round(decoding, 3),
         "encoding_seconds": round(encoding, 3),
         "together_seconds": round(together, 3),
         "num_threads": case.num_threads,
         "device": jax.devices()[0].device_kind,
     }
-
-
-def device_busy_seconds(folder: Path) -> float | None:
-    """Seconds in which an accelerator worked, of a profile; None where it shows none."""
-    from jax.profiler import ProfileData
-
-    spans: list[tuple[float, float]] = []
-    for path in folder.rglob("*.xplane.pb"):
-        for plane in ProfileData.from_file(str(path)).planes:
-            if plane.name.startswith("/device:"):
-                spans += [
-                    (event.start_ns, event.start_ns + event.duration_ns)
-                    for line in plane.lines
-                    if line.name.startswith("Stream")
-                    for event in line.events
-                ]
-    return union_of_spans(spans) / 1e9 if spans else None
-
-
-def union_of_spans(spans: list[tuple[float, float]]) -> float:
-    """Length of what the spans cover together.
-
-    Example:
-        >>> union_of_spans([(0, 2), (1, 3), (5, 6)])
-        4.0
-    """
-    total, end = 0.0, -np.inf
-    for first, last in sorted(spans):
-        total += max(0.0, last - max(first, end))
-        end = max(end, last)
-    return float(total)
-
-
-def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _print(entry: dict[str, Any]) -> None:
@@ -396,18 +359,18 @@ def main() -> None:
         case = Case(clips, Path(folder) / "small", num_clips, num_threads=num_cores, is_quick=arguments.quick)
         if set(chosen) != {GPU}:
             # In a process of its own: torch's threads stay out of this one.
-            _in_new_process(save_checkpoints, case.encoders, clips, SMALL)
+            rounds.in_new_process(save_checkpoints, case.encoders, clips, SMALL)
         for name in chosen:
             if name in (END_TO_END, DECODING):
                 found = _timed_cases(case, name, num_rounds)
             elif name == MEMORY:
                 found = [peak_memory(case)]
-            elif Path("/dev/nvidia0").exists():
-                base = dataclasses.replace(case, encoders=Path(folder) / "base", compute_dtype="bfloat16")
-                _in_new_process(save_checkpoints, base.encoders, clips, BASE)
-                found = [_in_new_process(on_gpu, base)]
+            elif rounds.missing_gpu():
+                found = [rounds.unmeasured(name, _STAGES, rounds.missing_gpu(), goal=None)]
             else:
-                found = [{"case": f"{name}: not measured (no GPU)", "peer": _STAGES, "ratio": None, "goal": None}]
+                base = dataclasses.replace(case, encoders=Path(folder) / "base", compute_dtype="bfloat16")
+                rounds.in_new_process(save_checkpoints, base.encoders, clips, BASE)
+                found = [rounds.in_new_process(on_gpu, base)]
             for entry in found:
                 _print(entry)
             entries += found

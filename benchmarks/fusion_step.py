@@ -11,11 +11,11 @@ Before anything is measured, updates without dropout must give both sides the sa
 
 import argparse
 import functools
+import gc
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,8 +31,6 @@ from benchmarks.fusion_cases import (
     NUM_BATCHES,
     QUICK_CASES,
     Case,
-    make_batches,
-    make_tasks,
 )
 from benchmarks.matmul import matmul_operations, matmul_rate
 from mmei_jax.config import Config
@@ -40,7 +38,7 @@ from mmei_jax.host_memory import keep_freed_memory
 from mmei_jax.models.mmei import Mmei
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.sharding import batch_sharding, make_mesh
-from mmei_jax.state import initial_state, initialize, state_shapes, variable_shapes
+from mmei_jax.state import initial_encoders, initial_state, initialize, state_shapes, variable_shapes
 from mmei_jax.train_step import TrainStep, jit_train_step, make_train_step, step_compiler_options
 from mmei_jax.training import MAX_UPDATES_IN_FLIGHT
 from mmei_jax.types import Batch, StepReport, TrainState
@@ -50,14 +48,15 @@ NUM_SCHEDULED_UPDATES = 10_000
 
 
 class OurRun:
-    """The package's step on these batches, from the seed's weights."""
+    """The package's step on these batches, from the seed's weights and those of the encoders' folders."""
 
     def __init__(self, case: Case, config: Config, batches: Sequence[Batch]):
         mesh = make_mesh(config)
-        model = Mmei(config.model, make_tasks(case, config))
+        model = Mmei(config.model, case.tasks(config))
         schedule = make_schedule(config.optimizer, num_steps=NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
         optimizer = make_optimizer(config.optimizer, variable_shapes(model)["params"], schedule)
-        self.state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={})
+        encoders = initial_encoders(config.model)
+        self.state = initial_state(model, optimizer, mesh, seed=config.seed, statistics={}, encoders=encoders)
         self.shapes = state_shapes(model, optimizer, mesh)
         self.step: TrainStep = make_train_step(model, optimizer, config, None)
         self.jitted = jit_train_step(self.step, self.shapes)
@@ -112,7 +111,7 @@ def our_side(case: Case) -> rounds.Ready:
     """Our step, compiled and warm, in a process set up as ``train.py`` does."""
     keep_freed_memory()
     config = case.config()
-    batches = make_batches(case, make_tasks(case, config))
+    batches = case.batches(case.tasks(config))
     rate = matmul_rate(config.model.compute_dtype)
     evidence = OurRun(case, case.config(**agreement.CHANGES), batches).evidence()
     run = OurRun(case, config, batches)
@@ -167,13 +166,15 @@ def _torch_side(case: Case, *, is_compiled: bool) -> rounds.Ready:
     keep_freed_memory()
     device = "cuda" if case.platform == "gpu" else "cpu"
     config = case.config()
-    batches = make_batches(case, make_tasks(case, config))
+    batches = case.batches(case.tasks(config))
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     tensors = [torch_mmei.to_torch(batch, device) for batch in batches]
     torch.manual_seed(config.seed)
     mode = ("max-autotune" if case.platform == "gpu" else "default") if is_compiled else None
 
     evidence = TorchRun(case, case.config(**agreement.CHANGES), tensors, device, mode).evidence()
+    # A compiled model stands in a cycle, and would keep its parameters and moments beside those of the next.
+    gc.collect()
     update = TorchRun(case, config, tensors, device, mode).update
     turn = itertools.count()
 
@@ -197,10 +198,15 @@ def _torch_side(case: Case, *, is_compiled: bool) -> rounds.Ready:
 
 @functools.cache
 def initial_parameters(case: Case) -> Any:
-    """The parameters that both sides start from."""
+    """The parameters that both sides start from, without those of encoders, which lie in their folders."""
     config = case.config()
-    model = Mmei(config.model, make_tasks(case, config))
-    return jax.device_get(jax.jit(lambda: initialize(model, config.seed))()["params"])
+    model = Mmei(config.model, case.tasks(config))
+
+    def make() -> Any:
+        parameters = initialize(model, config.seed)["params"]
+        return {name: group for name, group in parameters.items() if not name.startswith("encoder_")}
+
+    return jax.device_get(jax.jit(make)())
 
 
 class TorchRun:
@@ -219,9 +225,7 @@ class TorchRun:
 
         from benchmarks import torch_mmei
 
-        model = torch_mmei.TorchMmei(config, make_tasks(case, config))
-        torch_mmei.load_parameters(model, initial_parameters(case))
-        self.model = model.to(device).train()
+        self.model = case.torch_model(config, initial_parameters(case)).to(device).train()
         self.optimizer = torch_mmei.make_optimizer(self.model, config, fused=True)
         schedule = make_schedule(config.optimizer, num_steps=NUM_SCHEDULED_UPDATES, steps_per_epoch=1.0)
         self._rates = np.asarray([schedule(index) for index in range(NUM_UPDATES)])
@@ -248,7 +252,7 @@ class TorchRun:
         import torch
 
         for group in self.optimizer.param_groups:
-            group["lr"] = float(self._rates[min(index, len(self._rates) - 1)])
+            group["lr"] = float(self._rates[min(index, len(self._rates) - 1)]) * group["rate_multiplier"]
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self._device, torch.bfloat16, enabled=self._config.model.compute_dtype == "bfloat16"):
             loss = self._forward(batch)
@@ -297,29 +301,44 @@ def measure_case(
             our_updates_per_second=round(rate, 4),
             peer_updates_per_second=round(case.num_updates / timing.median_seconds(peer), 4),
             our_share_of_measured_matmul_rate=round(share, 4),
+            goal_share=case.goal_share,
         )
         for peer, goal in case.goals.items()
     ]
 
 
-def main() -> None:
-    """Measures every case, prints a table, and a JSON line at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(
+    benchmark: str,
+    documentation: str | None,
+    *,
+    cases: Sequence[Case],
+    quick_cases: Sequence[Case],
+    measure: Callable[..., list[dict[str, Any]]],
+    packages: Sequence[str],
+) -> None:
+    """The command of a benchmark of training steps: measures its cases, prints a table, and a JSON line at the end.
+
+    Args:
+        benchmark: name of its module.
+        documentation: of its module.
+        cases: what it measures.
+        quick_cases: what it measures with ``--quick``.
+        measure: as :func:`measure_case`.
+        packages: whose versions are noted.
+    """
+    parser = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, eager torch only, within a minute")
     parser.add_argument("--num_rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
     arguments = parser.parse_args()
-    has_gpu = Path("/dev/nvidia0").exists()
     entries: list[dict[str, Any]] = []
-    for case in rounds.chosen_cases(parser, QUICK_CASES if arguments.quick else CASES, arguments.case):
-        if case.platform == "gpu" and not has_gpu:
-            entries.extend(
-                {"case": f"{case.name}: not measured (no GPU)", "peer": peer, "ratio": None, "goal": goal}
-                for peer, goal in case.goals.items()
-            )
+    for case in rounds.chosen_cases(parser, quick_cases if arguments.quick else cases, arguments.case):
+        reason = rounds.missing_gpu() if case.platform == "gpu" else ""
+        if reason:
+            entries.extend(rounds.unmeasured(case.name, peer, reason, goal=goal) for peer, goal in case.goals.items())
             continue
-        found = measure_case(case, num_rounds=2 if arguments.quick else arguments.num_rounds, is_quick=arguments.quick)
+        found = measure(case, num_rounds=2 if arguments.quick else arguments.num_rounds, is_quick=arguments.quick)
         entries.extend(found)
         for entry in found:
             print(
@@ -329,7 +348,19 @@ def main() -> None:
                 flush=True,
             )
             print(f"  ours: {entry['our_settings']}\n  {entry['peer']}: {entry['peer_settings']}", flush=True)
-    rounds.print_summary("fusion_step", entries, arguments.results, versions=rounds.versions("jax", "torch"))
+    rounds.print_summary(benchmark, entries, arguments.results, versions=rounds.versions(*packages))
+
+
+def main() -> None:
+    """Measures every case, prints a table, and a JSON line at the end."""
+    run_command(
+        "fusion_step",
+        __doc__,
+        cases=CASES,
+        quick_cases=QUICK_CASES,
+        measure=measure_case,
+        packages=("jax", "torch"),
+    )
 
 
 if __name__ == "__main__":

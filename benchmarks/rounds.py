@@ -6,10 +6,13 @@ else runs in their process, so no two sides share one. A round measures each sid
 :data:`MIN_SIDE_SECONDS` each; a round during which other processes kept the machine busy is void and made again. Where
 the tries run out it is kept as disturbed: it counts for nothing beside rounds that are not, and where there are no
 others no ratio is given. Ratios are medians over rounds of ``peer seconds / our seconds``: above 1 we are faster.
+:func:`measure_here` makes the same rounds of sides that a device does, which may share a process.
 """
 
 import argparse
+import contextlib
 import datetime
+import functools
 import importlib
 import json
 import multiprocessing
@@ -19,7 +22,8 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from multiprocessing.connection import Connection
@@ -36,8 +40,8 @@ MAX_FOREIGN_SHARE = 0.05
 # A side repeats its work until a round has this much of it: the system counts processor time in hundredths of a second,
 # so that the share that others took of a shorter round could not be told.
 MIN_SIDE_SECONDS = 0.5
-# Tries of a round, after which it is kept and counted as disturbed; in quick runs, which must end soon.
-MAX_TRIES, MAX_QUICK_TRIES = 5, 2
+# Tries of a round, after which it is kept and counted as disturbed. Quick runs must end soon, and make a round once.
+MAX_TRIES, MAX_QUICK_TRIES = 5, 1
 
 
 _STARTED = time.time()
@@ -121,7 +125,7 @@ def measure_sides(
         num_rounds: rounds that count.
         agree: given our evidence and a peer's, says in one line how they differ; ``""`` where they agree.
         environment: by side, variables that its process has besides this one's.
-        is_quick: whether a round that others disturb is made again once only.
+        is_quick: whether a round that others disturb is kept as it is.
 
     Raises:
         SidesDiffer: ``agree`` said so; nothing was measured.
@@ -141,19 +145,86 @@ def measure_sides(
             difference = "" if name == OURS else agree(evidence[OURS], evidence[name])
             if difference:
                 raise SidesDiffer(f"{name} and {OURS} differ, so that no ratio is given: {difference}")
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        disturbed = []
-        for index in range(num_rounds):
-            order = list(workers) if index % 2 == 0 else list(workers)[::-1]
-            title = f"round {index + 1} of {num_rounds}"
-            found, is_disturbed = _one_round(workers, order, title, MAX_QUICK_TRIES if is_quick else MAX_TRIES)
-            disturbed.append(is_disturbed)
-            for name, value in found.items():
-                seconds[name].append(value)
+        seconds, is_disturbed = _all_rounds(workers, num_rounds, is_quick)
     finally:
         for worker in workers.values():
             worker.stop()
-    return Timing(seconds, settings, disturbed)
+    return Timing(seconds, settings, is_disturbed)
+
+
+def measure_here(
+    measures: Mapping[str, Callable[[], float]],
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    num_rounds: int,
+    is_quick: bool = False,
+) -> Timing:
+    """Measures sides in turns in this process: what a device does, of which no side leaves threads at work.
+
+    Args:
+        measures: by side, one of them :data:`OURS`: does the work once, which is warmed up, and returns its seconds.
+        settings: by side, see :class:`Ready`.
+        num_rounds: rounds that count.
+        is_quick: whether a round that others disturb is kept as it is.
+    """
+    # The sides' process counts once.
+    here = {name: _Here(measure, is_counted=not index) for index, (name, measure) in enumerate(measures.items())}
+    seconds, is_disturbed = _all_rounds(here, num_rounds, is_quick)
+    return Timing(seconds, settings, is_disturbed)
+
+
+def timed(work: Callable[[], Any]) -> Callable[[], float]:
+    """The seconds of some work, done once beforehand.
+
+    Args:
+        work: returns when it is done.
+    """
+
+    def measure() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    measure()
+    return measure
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None) -> Any:
+    """What a function gives that a process of its own calls.
+
+    Args:
+        function: of a module; it and its arguments can be pickled.
+        arguments: its own.
+        environment: variables that the process has besides this one's.
+    """
+    with (
+        _variables(environment or {}),
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        return pool.submit(function, *arguments).result()
+
+
+@functools.cache
+def missing_gpu() -> str:
+    """Why cases for GPUs cannot be measured; "" where JAX has one.
+
+    A process of its own asks: one that has asked holds memory of the GPU. The number of a device's file tells nothing:
+    a container may have any one of its machine's GPUs.
+    """
+    if in_new_process(_default_backend) == "gpu":
+        return ""
+    return "JAX does not see the GPU" if any(Path("/dev").glob("nvidia[0-9]*")) else "no GPU"
+
+
+def _default_backend() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+def unmeasured(name: str, peer: str, reason: str, *, goal: float | None) -> dict[str, Any]:
+    """The entry of a case that cannot be measured here."""
+    return {"case": f"{name}: not measured ({reason})", "peer": peer, "ratio": None, "goal": goal}
 
 
 def differ_by(ours: Any, theirs: Any, *, relative: float) -> str:
@@ -268,14 +339,8 @@ class _Worker:
         self._theirs = theirs
 
     def start(self) -> None:
-        # A spawned process imports the main module, and with it jax, before it runs anything of ours.
-        before = dict(os.environ)
-        os.environ.update(self._environment)
-        try:
+        with _variables(self._environment):
             self._process.start()
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
         self._theirs.close()
 
     def receive(self) -> Any:
@@ -303,6 +368,30 @@ class _Worker:
             self._process.join()
 
 
+@dataclass(frozen=True)
+class _Here:
+    """One side in this process."""
+
+    measure: Callable[[], float]
+    is_counted: bool
+
+    def cpu_seconds(self) -> float:
+        """Of this process, if it is counted with this side."""
+        return _cpu_seconds(os.getpid()) if self.is_counted else 0.0
+
+
+@contextlib.contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """More variables for processes that start meanwhile: they import the main module, and with it jax, first of all."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _serve(target: str, case: Any, connection: Connection) -> None:
     # A benchmark that is killed must not leave sides at work, which would disturb whatever is measured next.
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -324,8 +413,24 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
+def _all_rounds(
+    workers: Mapping[str, _Worker | _Here], num_rounds: int, is_quick: bool
+) -> tuple[dict[str, list[float]], list[bool]]:
+    """Each side's seconds by round, and whether others were busy all the same."""
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    disturbed = []
+    for index in range(num_rounds):
+        order = list(workers) if index % 2 == 0 else list(workers)[::-1]
+        title = f"round {index + 1} of {num_rounds}"
+        found, is_disturbed = _one_round(workers, order, title, MAX_QUICK_TRIES if is_quick else MAX_TRIES)
+        disturbed.append(is_disturbed)
+        for name, value in found.items():
+            seconds[name].append(value)
+    return seconds, disturbed
+
+
 def _one_round(
-    workers: Mapping[str, _Worker], order: Sequence[str], title: str, max_tries: int
+    workers: Mapping[str, _Worker | _Here], order: Sequence[str], title: str, max_tries: int
 ) -> tuple[dict[str, float], bool]:
     """Each side's seconds, and whether others were busy all the same."""
     found: dict[str, float] = {}
@@ -349,7 +454,7 @@ def _one_round(
     return found, is_disturbed
 
 
-def _measure_long_enough(worker: _Worker) -> float:
+def _measure_long_enough(worker: _Worker | _Here) -> float:
     """Mean seconds of as many measurements as make the round long enough."""
     found: list[float] = []
     spent = 0.0

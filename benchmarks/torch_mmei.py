@@ -1,10 +1,11 @@
-"""MMEI in PyTorch, as one would write it there: the peer of ``fusion_step``.
+"""MMEI in PyTorch, as one would write it there: the peer of ``fusion_step`` and ``serving``.
 
 The same parameters, losses and update as the package's, converted from its parameters by name. Records are padded rows,
 one record each: ``is_token`` says which tokens are there. What is tuned for torch: keys are masked by record (not by
 query), projections that read the same tokens are one product, dropout is torch's own.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,7 +152,7 @@ class TorchMmei(nn.Module):
         model = config.model
         self.config, self.names = config, list(tasks.inputs())
         for name, given in tasks.inputs().items():
-            self.add_module(f"embed_{name}", Embedding(model, given.dim, given.max_tokens))
+            self.add_module(f"embed_{name}", Embedding(model, given.feature_dim, given.max_positions))
         self.cross_modal = nn.ModuleDict()
         for index in range(model.num_layers):
             self.cross_modal[f"layer_{index}"] = CrossModalLayer(model, self.names)
@@ -170,6 +171,13 @@ class TorchMmei(nn.Module):
 
     def forward(self, batch: Tensors) -> Tensor:
         """The loss of Eq. 6. ``batch``: see :func:`to_torch`."""
+        emotion, intent, users = self.read(batch)
+        items = self.content_tower.projection(batch["item_features"])
+        items = items + self.content_tower.kind_embedding[batch["item_kind"]]
+        return self._loss(emotion, intent, users, items, batch)
+
+    def read(self, batch: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of emotion and of intent, and F_u before it has unit length; ``features`` and ``is_token`` suffice."""
         is_token = {name: batch["is_token"][name] for name in self.names}
         if self.training and self.config.model.modality_dropout_rate > 0.0:
             is_token = self._hide_modalities(is_token)
@@ -189,16 +197,16 @@ class TorchMmei(nn.Module):
             hidden = torch.tanh(self.weighting[f"{name}_scorer_hidden"](pooled))
             scores.append(self.weighting[f"{name}_scorer_output"](hidden))
         is_present = torch.stack([is_token[name].any(dim=1) for name in self.names], dim=1)
-        alpha = torch.softmax(torch.cat(scores, dim=1).masked_fill(~is_present, torch.finfo(torch.float32).min), dim=1)
+        # bfloat16, where products give it, does not hold float32's least number.
+        score = torch.cat(scores, dim=1).float().masked_fill(~is_present, torch.finfo(torch.float32).min)
+        alpha = torch.softmax(score, dim=1)
         stacked = torch.stack(vectors, dim=1)
         fused = (alpha[..., None] * stacked).sum(dim=1)
         head_mask = F.pad(is_present, (1, 0), value=True)[:, None, None]
         emotion, emotion_state = self.emotion_head(fused, stacked, head_mask)
         intent, intent_state = self.intent_head(fused, stacked, head_mask)
         users = self.user_projection(torch.cat([fused, emotion_state, intent_state], dim=1))
-        items = self.content_tower.projection(batch["item_features"])
-        items = items + self.content_tower.kind_embedding[batch["item_kind"]]
-        return self._loss(emotion, intent, users, items, batch)
+        return emotion, intent, users
 
     def _loss(self, emotion: Tensor, intent: Tensor, users: Tensor, items: Tensor, batch: Tensors) -> Tensor:
         loss = self.config.loss
@@ -250,24 +258,46 @@ def _flatten(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[
 
 
 def make_optimizer(model: TorchMmei, config: Config, **implementation: bool) -> torch.optim.AdamW:
-    """AdamW that decays what the package's decays: weights of linear layers."""
-    linear = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)
-    }  # kernels, in the package's words
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [each for each in parameters if id(each) in linear], "weight_decay": config.optimizer.weight_decay},
-        {"params": [each for each in parameters if id(each) not in linear], "weight_decay": 0.0},
-    ]
-    betas = (config.optimizer.beta1, config.optimizer.beta2)
-    return torch.optim.AdamW(groups, lr=config.optimizer.learning_rate, betas=betas, eps=1e-8, **implementation)
+    """AdamW that decays what the package's decays: weights of linear layers and convolutions.
+
+    What is frozen is left out. A group's ``rate_multiplier`` is what ``optimizer.rate_multipliers`` says of it: whoever
+    sets the group's rate multiplies by it.
+    """
+    optimizer = config.optimizer
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    # In the package's words.
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, layers)}
+
+    def multiplier(name: str) -> float:
+        name = name.replace(".", "/")
+        return next((factor for pattern, factor in optimizer.rate_multipliers if re.search(pattern, name)), 1.0)
+
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = optimizer.weight_decay if id(parameter) in kernels else 0.0
+            groups.setdefault((decay, multiplier(name)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": own,
+                "weight_decay": decay,
+                "lr": optimizer.learning_rate * factor,
+                "rate_multiplier": factor,
+            }
+            for (decay, factor), own in groups.items()
+        ],
+        betas=(optimizer.beta1, optimizer.beta2),
+        eps=1e-8,
+        **implementation,
+    )
 
 
 def to_torch(batch: Any, device: str) -> Tensors:
     """A host batch of the package, one record a row, every record labelled, as tensors.
 
-    ``features`` and ``is_token`` by modality, ``emotion``, ``intent``, ``item_features``, ``item_kind``,
-    ``positive_index``, ``log_sampling_probability``.
+    ``features`` (or raw tokens) and ``is_token`` by modality, ``emotion``, ``intent``, ``item_features``,
+    ``item_kind``, ``positive_index``, ``log_sampling_probability``.
     """
 
     def tensor(array: Any) -> Tensor:

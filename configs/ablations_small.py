@@ -6,14 +6,15 @@ from configs import table1_small
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """MMEI and ten variants of it, on the 5,000 simulated records of ``table1_small``."""
+    """MMEI and eleven variants of it, on the 5,000 simulated records of ``table1_small``."""
     config = table1_small.get_config()
     rows = dict(
         mmei={},
         alpha_uniform=dict(model=dict(modality_weighting="uniform")),
         no_cross_attention=dict(model=dict(cross_attention=False)),
         no_intent_head=dict(loss=dict(intent="none")),
-        no_ranking_loss=dict(loss=dict(ranking="none")),
+        no_ranking_loss=dict(loss=dict(ranking="none"), model=dict(content_encoder="")),
+        no_item_words=dict(model=dict(content_encoder="")),
         no_modality_dropout=dict(model=dict(modality_dropout_rate=0.0)),
         pooling_attention=dict(model=dict(pooling="attention")),
         pooling_first=dict(model=dict(pooling="first")),

@@ -17,6 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     data.train_splits = ("train",)
     data.validation_splits = ("validation",)
     data.test_splits = ("test",)
+    # Parquet file of affect profiles (python -m mmei_jax.affect_profiles): what another run read in each user's earlier
+    # records, for the user side of Eq. 7; "" reads none.
+    data.affect_profiles = ""
     # Modalities that the model reads: some of "vision", "audio", "text".
     data.modalities = ("vision", "audio", "text")
     # Tokens per record: length buckets, smallest first; a batch is padded to the first set of buckets into which all
@@ -51,6 +54,24 @@ def get_config() -> ml_collections.ConfigDict:
     # probabilities averaged), "pooled_logistic" (linear layers on the tokens' means). With one modality, "mmei" is the
     # unimodal row.
     model.architecture = "mmei"
+    # Encoders inside the model, for training end to end on raw media (extraction with --depth=raw): folders made by
+    # python -m mmei_jax.encoders.pretrained or random_weights, with whose weights training begins. "": the data set
+    # holds features. optimizer.rate_multipliers give encoder_vision/, encoder_audio/ and encoder_text/ a rate of their
+    # own, or freeze them or a part of them; data.max_tokens counts frames, samples and token ids.
+    model.encoders = encoders = ml_collections.ConfigDict()
+    # A ViT, a Wav2Vec2, a BERT.
+    encoders.vision = ""
+    encoders.audio = ""
+    encoders.text = ""
+    # The ViT's state that stands for a frame: "first" or "mean_of_patches".
+    encoders.vision_token = "first"
+    # The Wav2Vec2's states: those after the "last" layer, or the "sum_of_last_four".
+    encoders.audio_layers = "last"
+    # Frames of sound (50 a second) whose mean is one token.
+    encoders.audio_frames_per_token = 1
+    # What the backward pass through the encoders computes again instead of keeping: "none", "layer" (everything inside
+    # a layer: least memory) or "products" (all but the results of products with parameters).
+    encoders.remat = "none"
     # Model dimension d (features).
     model.dim = 256
     # Attention heads; divides dim.
@@ -80,6 +101,21 @@ def get_config() -> ml_collections.ConfigDict:
     model.embedding_dim = 128
     # Whether user and item embeddings have unit length, so that Eq. 7 is a cosine (bool).
     model.normalize_embeddings = True
+    # Whether the content tower reads the items' features (bool).
+    model.content_features = True
+    # Folder of a converted BERT (python -m mmei_jax.encoders.pretrained) with which the content tower reads the items'
+    # title, description, tags, creator and kind; "" reads no words.
+    model.content_encoder = ""
+    # "frozen": the BERT encodes every item once, before the start. "trained": it is part of the model, whose parameters
+    # content_tower/encoder/... learn; optimizer.rate_multipliers give them a rate of their own, or freeze some of them.
+    model.content_encoder_training = "frozen"
+    # Tokens of an item's words that are read, at least 3; what is beyond is cut off.
+    model.content_max_tokens = 32
+    # Whether every user of the training splits has a learned embedding, added to that of their affect (bool); other
+    # users are ranked for by affect alone.
+    model.user_embedding = False
+    # How often the user is unknown in training, in [0, 1): embedding and profile are then left out.
+    model.user_dropout_rate = 0.0
     # Matrix multiplications: "float32" or "bfloat16". Parameters, norms, softmax and losses stay float32.
     model.compute_dtype = "float32"
 
@@ -150,6 +186,12 @@ def get_config() -> ml_collections.ConfigDict:
     train.patience_evaluations = 0
     # Whether the ids of every update's records are written to record_ids.jsonl (bool).
     train.write_record_ids = False
+    # Folder of a run whose best parameters training begins with; "" begins with random ones.
+    train.initial_workdir = ""
+    # Regular expression: parameters whose "a/b/c" names it finds are taken from there, the others are random. The user
+    # side alone: "^(?!content_tower/)". With optimizer.rate_multipliers = (("^(?!content_tower/)", 0.0),) the content
+    # tower is then trained alone.
+    train.initial_parameters = ""
 
     config.mesh = mesh = ml_collections.ConfigDict()
     # Devices over which the batch is split, each with a copy of what the other two axes split; -1 takes all that are
@@ -159,4 +201,7 @@ def get_config() -> ml_collections.ConfigDict:
     mesh.fsdp = 1
     # Devices over which attention heads and feed-forward features are split.
     mesh.tensor = 1
+    # Regular expressions on "a/b/c" parameter names: what they find may lie whole on every device although fsdp or
+    # tensor is above 1. Any other parameter of 65,536 numbers or more that neither splits is refused.
+    mesh.replicated = ()
     return config

@@ -1,7 +1,11 @@
 """The paper to the letter, and the recipe of its section 4.2.
 
-Its data: ``python -m mmei_jax.simulation.aigc_int generate --output=runs/data/aigc_int --num_records=5000 --dim=768``
-(simulated). Eq. 1 without bias or embeddings, heads that are one linear layer (Eq. 4-5), a raw dot product (Eq. 7).
+Its data (simulated) and the BERT of its content tower::
+
+    python -m mmei_jax.simulation.aigc_int generate --output=runs/data/aigc_int --num_records=5000 --dim=768
+    python -m mmei_jax.encoders.pretrained google-bert/bert-base-uncased runs/encoders/bert
+
+Eq. 1 without bias or embeddings, heads that are one linear layer (Eq. 4-5), a raw dot product (Eq. 7).
 """
 
 import ml_collections
@@ -19,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.modality_dropout_rate = 0.0
     config.model.head_num_layers = 0
     config.model.normalize_embeddings = False
+    config.model.content_encoder = "runs/encoders/bert"
 
     config.loss.temperature = 1.0
 

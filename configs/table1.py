@@ -1,4 +1,12 @@
-"""Table 1 at the paper's size: six rows, a search of 12 points and ten seeds for each; for an accelerator."""
+"""Table 1 at the paper's size: six rows, a search of 12 points and ten seeds for each; for an accelerator.
+
+Its data (simulated), the BERT of its content tower, and the table::
+
+    python -m mmei_jax.simulation.aigc_int generate --output=runs/data/aigc_int_5000_768 --num_records=5000 --dim=768
+    python -m mmei_jax.encoders.pretrained google-bert/bert-base-uncased runs/encoders/bert
+    python train.py --config=configs/table1.py --workdir=runs/table1
+    python eval.py --workdir=runs/table1
+"""
 
 from typing import Any
 
@@ -11,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The paper's sizes, batch, rate and epochs, on 5,000 simulated records of 768 features a token."""
     config = default.get_config()
     config.data.path = "runs/data/aigc_int_5000_768"
+    config.model.content_encoder = "runs/encoders/bert"
     config.table = make_table("Table 1", transformer=dict(dim=448, feedforward_dim=1792), late_fusion={})
     return config
 

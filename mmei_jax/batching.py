@@ -15,6 +15,7 @@ from mmei_jax.ranking_targets import RankingReader, RankingStatistics
 from mmei_jax.record_gathering import aligned_empty
 from mmei_jax.records import Split
 from mmei_jax.types import MODALITIES, Batch, InputError, Label, TokenSequence
+from mmei_jax.user_context import UserReader
 
 
 class BatchReader:
@@ -29,7 +30,7 @@ class BatchReader:
             statistics: of the training split; None when ``config.loss.ranking`` is "none".
 
         Raises:
-            InputError: the data set lacks a modality or the catalogue.
+            InputError: the data set lacks a modality, the catalogue, or what is to be read of the users.
         """
         self._split = split
         self._max_tokens = {
@@ -44,6 +45,7 @@ class BatchReader:
                 raise InputError(f"{split.dataset.path}: no catalogue; config.loss.ranking expects one, or 'none'")
             with_slates = config.loss.ranking == "listnet"
             self._ranking = RankingReader(split, catalogue, statistics, with_slates=with_slates)
+        self._users = UserReader(split, config)
 
     def read(self, indices: Integer[np.ndarray, "batch"], layout: Layout) -> Batch:
         """Reads records to their places.
@@ -73,6 +75,7 @@ class BatchReader:
             emotion=self._label(self._emotion_label, records, is_record),
             intent=self._label("intent", records, is_record) if self._has_intent else None,
             ranking=None if self._ranking is None else self._ranking.read(indices),
+            user=self._users.read(records, is_record),
         )
 
     def _sequence(

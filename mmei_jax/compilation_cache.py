@@ -62,10 +62,19 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     Args:
         environment: variables; without ``XDG_CACHE_HOME`` it is ``~/.cache``.
     """
+    return user_folder(environment) / "xla" / cache_key(metadata.version("jaxlib"), cpu_description())
+
+
+def user_folder(environment: Mapping[str, str]) -> Path:
+    """``$XDG_CACHE_HOME/mmei_jax``: for whatever one command keeps for the next.
+
+    Args:
+        environment: variables; without ``XDG_CACHE_HOME`` it is ``~/.cache``.
+    """
     given = environment.get("XDG_CACHE_HOME", "")
     # The XDG specification: a relative path is to be ignored.
     base = Path(given) if given.startswith("/") else Path.home() / ".cache"
-    return base / "mmei_jax" / "xla" / cache_key(metadata.version("jaxlib"), cpu_description())
+    return base / "mmei_jax"
 
 
 def cache_key(jaxlib_version: str, cpu: Mapping[str, str]) -> str:

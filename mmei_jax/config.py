@@ -6,13 +6,12 @@ that join two keys. A key that is unknown, missing or of the wrong type, and a v
 """
 
 import dataclasses
-import math
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmei_jax.types import MODALITIES, InputError
+from mmei_jax.config_values import build, require
+from mmei_jax.types import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class DataConfig:
     """What is read, and in which batches."""
 
     path: str
+    affect_profiles: str
     train_splits: tuple[str, ...]
     validation_splits: tuple[str, ...]
     test_splits: tuple[str, ...]
@@ -61,10 +61,28 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class EncodersConfig:
+    """Encoders inside the model, by modality; "" where the data set holds their features."""
+
+    vision: str
+    audio: str
+    text: str
+    vision_token: Literal["first", "mean_of_patches"]
+    audio_layers: Literal["last", "sum_of_last_four"]
+    audio_frames_per_token: int
+    remat: Literal["none", "layer", "products"]
+
+    def folders(self) -> dict[str, str]:
+        """By modality the folder of its encoder, of those that have one."""
+        return {name: getattr(self, name) for name in MODALITIES if getattr(self, name)}
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of the fusion Transformer, the heads and the content tower."""
+    """Sizes and switches of the encoders, the fusion Transformer, the heads and the content tower."""
 
     architecture: Literal["mmei", "multimodal_transformer", "late_fusion", "pooled_logistic"]
+    encoders: EncodersConfig
     dim: int
     num_heads: int
     num_layers: int
@@ -80,6 +98,12 @@ class ModelConfig:
     head_num_layers: int
     embedding_dim: int
     normalize_embeddings: bool
+    content_features: bool
+    content_encoder: str
+    content_encoder_training: Literal["frozen", "trained"]
+    content_max_tokens: int
+    user_embedding: bool
+    user_dropout_rate: float
     compute_dtype: Literal["float32", "bfloat16"]
 
 
@@ -130,6 +154,8 @@ class TrainConfig:
     best_metric: str
     patience_evaluations: int
     write_record_ids: bool
+    initial_workdir: str
+    initial_parameters: str
 
 
 @dataclass(frozen=True)
@@ -139,6 +165,7 @@ class MeshConfig:
     data: int
     fsdp: int
     tensor: int
+    replicated: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -177,68 +204,15 @@ def _to_lists(value: Any) -> Any:
     return value
 
 
-def build(cls: type, values: Any, key: str) -> Any:
-    """Makes the dataclass ``cls`` of nested dicts, as :func:`parse` does; ``key`` is the name that messages start with.
-
-    Raises:
-        InputError: a key is unknown or missing, or a value has the wrong type or is not among the choices; names it.
-    """
-    if not isinstance(values, dict):
-        raise InputError(f"{key} = {values!r}: expected a group of keys")
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise InputError(f"{key}.{unknown[0]}: unknown key; {key} accepts {', '.join(hints)}")
-    missing = [name for name in hints if name not in values]
-    if missing:
-        raise InputError(f"{key}.{missing[0]}: missing key")
-    return cls(**{name: _convert(hint, values[name], f"{key}.{name}") for name, hint in hints.items()})
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, key)
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            choices = ", ".join(repr(choice) for choice in typing.get_args(hint))
-            raise InputError(f"{key} = {value!r}: expected one of {choices}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(hint, value, key)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{key} = {value!r}: expected a finite number")
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise InputError(f"{key} = {value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _convert_tuple(hint: types.GenericAlias, value: Any, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise InputError(f"{key} = {value!r}: expected a tuple")
-    arguments = typing.get_args(hint)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(arguments[0], item, f"{key}[{index}]") for index, item in enumerate(value))
-    if len(value) != len(arguments):
-        raise InputError(f"{key} = {value!r}: expected {len(arguments)} values")
-    pairs = zip(arguments, value, strict=True)
-    return tuple(_convert(kind, item, f"{key}[{index}]") for index, (kind, item) in enumerate(pairs))
-
-
-def require(is_good: bool, key: str, value: Any, accepted: str) -> None:
-    """Raises InputError that names ``config.<key>``, its value and what is accepted, unless ``is_good``."""
-    if not is_good:
-        raise InputError(f"config.{key} = {value!r}: expected {accepted}")
-
-
 def _check(config: Config) -> None:
     # JAX's generators keep 32 bits of a seed: two larger ones could be the same.
     require(0 <= config.seed < 2**32, "seed", config.seed, "an integer in [0, 2**32)")
     _check_data(config.data)
     _check_model(config.model)
     _check_loss(config.loss)
+    _check_encoders(config)
+    _check_content(config.model, config.loss.ranking)
+    _check_user(config)
     _check_optimizer(config.optimizer)
     _check_train(config)
 
@@ -303,8 +277,44 @@ def _check_model(model: ModelConfig) -> None:
         model.num_heads,
         f"a divisor of model.dim ({model.dim})",
     )
-    for key in ("dropout_rate", "modality_dropout_rate"):
+    for key in ("dropout_rate", "modality_dropout_rate", "user_dropout_rate"):
         require(0.0 <= getattr(model, key) < 1.0, f"model.{key}", getattr(model, key), "a rate in [0, 1)")
+
+
+def _check_encoders(config: Config) -> None:
+    key, encoders, data = "model.encoders", config.model.encoders, config.data
+    folders = encoders.folders()
+    for name, folder in folders.items():
+        require(name in data.modalities, f"{key}.{name}", folder, f"'' without {name!r} in data.modalities")
+    num_frames = encoders.audio_frames_per_token
+    require(num_frames >= 1, f"{key}.audio_frames_per_token", num_frames, "at least 1")
+    if not folders:
+        require(encoders.remat == "none", f"{key}.remat", encoders.remat, "'none' without an encoder")
+        return
+    architecture, accepted = config.model.architecture, "'mmei' or 'multimodal_transformer' with model.encoders"
+    require(architecture in ("mmei", "multimodal_transformer"), "model.architecture", architecture, accepted)
+    records = data.packing.records_per_row
+    require(records == 1 or "audio" not in folders, "data.packing.records_per_row", records, f"1 with {key}.audio")
+    has_features = len(folders) < len(data.modalities)
+    require(has_features or not data.standardize, "data.standardize", True, "False where encoders read all modalities")
+
+
+def _check_content(model: ModelConfig, ranking: str) -> None:
+    encoder, features = model.content_encoder, model.content_features
+    require(model.content_max_tokens >= 3, "model.content_max_tokens", model.content_max_tokens, "at least 3")
+    is_read = not encoder or ranking != "none"
+    require(is_read, "model.content_encoder", encoder, "'' when loss.ranking is 'none': no item is embedded")
+    require(features or bool(encoder), "model.content_features", features, "True without model.content_encoder")
+
+
+def _check_user(config: Config) -> None:
+    profiles, model = config.data.affect_profiles, config.model
+    has_ranking, accepted = config.loss.ranking != "none", "when loss.ranking is 'none': no user is embedded"
+    require(has_ranking or not profiles, "data.affect_profiles", profiles, f"'' {accepted}")
+    require(has_ranking or not model.user_embedding, "model.user_embedding", model.user_embedding, f"False {accepted}")
+    rate, is_read = model.user_dropout_rate, model.user_embedding or bool(profiles)
+    accepted = "0 without model.user_embedding and data.affect_profiles"
+    require(is_read or rate == 0.0, "model.user_dropout_rate", rate, accepted)
 
 
 def _check_loss(loss: LossConfig) -> None:
@@ -360,6 +370,8 @@ def _check_train(config: Config) -> None:
     ):
         require(getattr(train, key) >= 1, f"train.{key}", getattr(train, key), "at least 1")
     require(train.patience_evaluations >= 0, "train.patience_evaluations", train.patience_evaluations, "at least 0")
+    pattern, is_read = train.initial_parameters, bool(train.initial_workdir)
+    require(is_read or not pattern, "train.initial_parameters", pattern, "'' without train.initial_workdir")
     require(
         train.best_metric.startswith("validation/"),
         "train.best_metric",

@@ -1,7 +1,6 @@
 """Measuring a model on whole splits: during training, and once on the test split from a run's best checkpoint."""
 
 import functools
-import hashlib
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -21,9 +20,11 @@ from mmei_jax import input_pipeline
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.config import Config, LossConfig
 from mmei_jax.environment import versions
+from mmei_jax.item_words import open_dataset
 from mmei_jax.losses import RecordLosses, class_weights_by_name, task_losses, total_loss
 from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
 from mmei_jax.models.baselines import Model
+from mmei_jax.origin import check_origin, manifest_fingerprint
 from mmei_jax.predictions import write_predictions
 from mmei_jax.record_metrics import (
     modality_presence,
@@ -31,14 +32,16 @@ from mmei_jax.record_metrics import (
     record_cross_entropy,
     record_ranking_values,
 )
-from mmei_jax.records import Dataset
+from mmei_jax.records import Catalogue, Dataset
 from mmei_jax.reports.tables import comparison_table
-from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated, spread_over
+from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, place_activations, replicated, spread_over
 from mmei_jax.state import Variables, build_model, placed_variable_shapes
 from mmei_jax.types import MODALITIES, Batch, InputError, Items, Label, Outputs, Predictions
 from mmei_jax.workdir import read_config, write_json
 
 NUM_TOP_ITEMS = 10
+# Items whose words are encoded at once.
+_ITEMS_PER_BLOCK = 256
 
 # Batches that may be under way on the devices before the host waits for the first of them.
 MAX_BATCHES_IN_FLIGHT = 2
@@ -63,16 +66,19 @@ class Evaluator:
             catalogue = dataset.catalogue()
             if catalogue is None:
                 raise InputError(f"{dataset.path}: no catalogue; config.loss.ranking expects one")
-            items = Items(jnp.asarray(catalogue.features, jnp.float32), jnp.asarray(catalogue.kind, jnp.int32))
-            self._catalogue = jax.device_put(items, replicated(mesh))
-        self._embed_catalogue = jax.jit(functools.partial(model.apply, method="embed_items"))
-        self._measure = jax.jit(self._measure_batch)
+            self._catalogue = jax.device_put(catalogue_items(catalogue), replicated(mesh))
+        embed = functools.partial(embed_catalogue, model)
+        self._embed_catalogue = jax.jit(embed)
+        placed = functools.partial(place_activations, mesh)
+        # Sums, which every process reads.
+        self._measure = jax.jit(placed(self._measure_batch), out_shardings=replicated(mesh))
         # Replicas are split over the devices, and every device reads the whole batch.
         over = functools.partial(spread_over, mesh)
-        embed, measure = functools.partial(model.apply, method="embed_items"), self._measure_batch
+        measure = self._measure_batch
         self._embed_catalogue_replicas = jax.jit(over(jax.vmap(embed, in_axes=(0, None)), is_split=(True, False)))
         self._measure_replicas = jax.jit(over(jax.vmap(measure, in_axes=(0, None, 0)), is_split=(True, False, True)))
-        self._predict = jax.jit(self._predict_batch)
+        self._predict = jax.jit(placed(self._predict_batch))
+        self._embed_users = jax.jit(placed(self._embed_batch))
 
     def measure(self, variables: Variables, splits: tuple[str, ...]) -> dict[str, float]:
         """Every metric, over every record of the splits exactly once.
@@ -137,6 +143,24 @@ class Evaluator:
         placed = jax.device_put(batch, replicated(self._mesh))
         return cast(Predictions, jax.device_get(self._predict(variables, placed, self._catalogue_embedding(variables))))
 
+    def embed(
+        self, variables: Variables, splits: tuple[str, ...]
+    ) -> tuple[Float[np.ndarray, "records dim"], Float[np.ndarray, "items dim"]]:
+        """F_u of every record of the splits, in their order, and E_c of the catalogue (Eq. 7), on the host.
+
+        Raises:
+            InputError: the model has no ranking task.
+        """
+        items = self._catalogue_embedding(variables)
+        if items is None:
+            raise InputError("config.loss.ranking = 'none': expected a run with a ranking task, which has embeddings")
+        with closing(self._batches(splits)) as batches:
+            parts = list(_fetch_late(self._embed_users(variables, batch) for batch in batches))
+        users, index = (np.concatenate(found) for found in zip(*parts, strict=True))
+        # Packed rows hold a batch's records in another order; filler has index -1.
+        users, index = users[index >= 0], index[index >= 0]
+        return users[np.argsort(index, kind="stable")], np.asarray(items)
+
     def _batches(self, splits: tuple[str, ...], sharding: NamedSharding | None = None) -> grain.DatasetIterator[Batch]:
         return input_pipeline.evaluation_batches(
             self._dataset,
@@ -194,7 +218,12 @@ class Evaluator:
             top_items=items,
             top_scores=scores,
             record_index=batch.record_index,
+            user_embedding=outputs.user_embedding,
         )
+
+    def _embed_batch(self, variables: Variables, batch: Batch) -> tuple[Array, Array]:
+        outputs = cast(Outputs, self._model.apply(variables, batch, is_training=False))
+        return cast(Array, outputs.user_embedding), batch.record_index
 
     def _emotion_names(self) -> tuple[str, ...]:
         return self._dataset.spec.labels[self._config.loss.emotion_label].class_names
@@ -211,6 +240,28 @@ class Evaluator:
             losses[task] = RecordLosses(value, is_counted.astype(bool), is_counted)
         loss, _ = total_loss(losses, self._config.loss, task_log_variances)
         return float(loss)
+
+
+def catalogue_items(catalogue: Catalogue) -> Items:
+    """All items of a catalogue, as the content tower reads them."""
+    words = {"word_state": catalogue.word_state, "word_ids": catalogue.word_ids}
+    placed = {name: None if value is None else jnp.asarray(value) for name, value in words.items()}
+    return Items(jnp.asarray(catalogue.features, jnp.float32), jnp.asarray(catalogue.kind, jnp.int32), **placed)
+
+
+def embed_catalogue(model: Model, variables: Variables, items: Items) -> Float[Array, "items embedding"]:
+    """E_c of Eq. 7 of many items: in blocks where their words are encoded, whose states would not fit otherwise.
+
+    Args:
+        model: with ranking.
+        variables: of the model.
+        items: with one leading axis.
+    """
+    if items.word_ids is None:
+        return cast(Array, model.apply(variables, items, method="embed_items"))
+    return jax.lax.map(
+        lambda item: cast(Array, model.apply(variables, item, method="embed_items")), items, batch_size=_ITEMS_PER_BLOCK
+    )
 
 
 def emotion_class_weights(config: LossConfig, dataset: Dataset) -> Float[Array, "emotions"] | None:
@@ -251,7 +302,7 @@ def open_best_run(workdir: Path, data_path: str | None = None) -> BestRun:
         InputError: the run or its data cannot be read, or the data are others than it was trained on.
     """
     config = read_config(workdir, data_path)
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config)
     input_pipeline.check(dataset, config)
     mesh = make_evaluation_mesh()
     model = build_model(config, dataset)
@@ -259,8 +310,7 @@ def open_best_run(workdir: Path, data_path: str | None = None) -> BestRun:
     step = checkpointer.best_step
     if step is None:
         raise InputError(f"{workdir}: no evaluated checkpoint; expected a folder in which train.py has run")
-    if checkpointer.read_config(step)["manifest_sha256"] != manifest_fingerprint(dataset):
-        raise InputError(f"{dataset.path}: not the data set that the run in {workdir} was trained on")
+    check_origin(checkpointer.read_config(step), config, dataset, f"the run in {workdir}")
     variables = checkpointer.restore_model(step, placed_variable_shapes(model, mesh))
     checkpointer.close()
     return BestRun(config, dataset, model, variables, mesh, step)
@@ -317,11 +367,6 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     )
     lines = [title, *input_pipeline.truncation_lines(joined, config), "", table, ""]
     return "\n".join([*lines, f"written: {folder / f'{split}.json'}, {predictions_path}"])
-
-
-def manifest_fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of a data set's manifest, which holds the hashes of all its files."""
-    return hashlib.sha256((dataset.path / "manifest.json").read_bytes()).hexdigest()
 
 
 def _fetch_late(results: Iterator[Any]) -> Iterator[Any]:

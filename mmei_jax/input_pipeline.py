@@ -199,14 +199,14 @@ def ranking_statistics(dataset: Dataset, config: Config) -> RankingStatistics | 
     """
     if config.loss.ranking == "none":
         return None
-    catalogue = dataset.catalogue()
+    catalogue = dataset.manifest["catalogue"]
     if catalogue is None or not dataset.spec.has_slates:
         missing = "catalogue" if catalogue is None else "slates"
         raise InputError(
             f"{dataset.path}: no {missing}; config.loss.ranking = {config.loss.ranking!r} expects them, "
             "or set it to 'none'"
         )
-    return RankingStatistics.from_split(dataset.split(*config.data.train_splits), len(catalogue.kind))
+    return RankingStatistics.from_split(dataset.split(*config.data.train_splits), catalogue["num_records"])
 
 
 def num_steps(num_records: int, batch_size: int, num_epochs: int) -> int:
@@ -244,10 +244,17 @@ def check(dataset: Dataset, config: Config) -> None:
         if name not in dataset.spec.modalities:
             known = ", ".join(dataset.spec.modalities)
             raise InputError(f"config.data.modalities: {dataset.path} lacks {name!r}; it has {known}")
-        if (dtype := dataset.spec.modalities[name].dtype) not in FEATURE_DTYPES:
+        has_features = (dtype := dataset.spec.modalities[name].dtype) in FEATURE_DTYPES
+        encoder = getattr(config.model.encoders, name)
+        if not has_features and not encoder:
             raise InputError(
-                f"{dataset.path}: {name} holds raw media ({dtype}): training reads features; extract them "
-                "(python -m mmei_jax.extraction.extract without --depth=raw)"
+                f"{dataset.path}: {name} holds raw media ({dtype}): expected features (python -m "
+                f"mmei_jax.extraction.extract without --depth=raw), or an encoder in config.model.encoders.{name}"
+            )
+        if has_features and encoder:
+            raise InputError(
+                f"config.model.encoders.{name} = {encoder!r}: {dataset.path} holds features ({dtype}) of {name}: "
+                "expected '', or raw media (python -m mmei_jax.extraction.extract with --depth=raw)"
             )
     train = dataset.split(*config.data.train_splits)
     num_steps(train.num_records, config.data.batch_size, config.train.num_epochs)

@@ -1,12 +1,14 @@
 """AdamW with a decay mask, clipping, schedules, and rates per group of parameters."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 
 from mmei_jax.config import OptimizerConfig
+from mmei_jax.config_values import compiled_pattern
 from mmei_jax.types import InputError
 
 
@@ -57,22 +59,34 @@ def rate_multipliers(config: OptimizerConfig, parameters: Any) -> Any:
         InputError: a pattern is no regular expression, or matches no parameter.
     """
     names = parameter_names(parameters)
-    patterns = []
-    for pattern, multiplier in config.rate_multipliers:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            raise InputError(
-                f"config.optimizer.rate_multipliers: {pattern!r} is no regular expression: {error}"
-            ) from None
-        if not any(compiled.search(name) for name in jax.tree.leaves(names)):
-            raise InputError(f"config.optimizer.rate_multipliers: {pattern!r} matches no parameter")
-        patterns.append((compiled, multiplier))
+    patterns = matching_patterns(
+        [pattern for pattern, _ in config.rate_multipliers], "optimizer.rate_multipliers", jax.tree.leaves(names)
+    )
+    multipliers = [multiplier for _, multiplier in config.rate_multipliers]
 
     def choose(name: str) -> float:
-        return next((multiplier for pattern, multiplier in patterns if pattern.search(name)), 1.0)
+        found = (value for pattern, value in zip(patterns, multipliers, strict=True) if pattern.search(name))
+        return next(found, 1.0)
 
     return jax.tree.map(choose, names)
+
+
+def matching_patterns(patterns: Sequence[str], key: str, names: Sequence[str]) -> list[re.Pattern[str]]:
+    """The regular expressions that ``config.<key>`` holds, each of which is found in some name.
+
+    Args:
+        patterns: of the configuration.
+        key: its name.
+        names: of all parameters (:func:`parameter_names`).
+
+    Raises:
+        InputError: a pattern is no regular expression, or matches no parameter.
+    """
+    compiled = [compiled_pattern(pattern, key) for pattern in patterns]
+    for pattern in compiled:
+        if not any(pattern.search(name) for name in names):
+            raise InputError(f"config.{key}: {pattern.pattern!r} matches no parameter")
+    return compiled
 
 
 def trained_mask(config: OptimizerConfig, parameters: Any) -> Any:

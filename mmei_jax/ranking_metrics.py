@@ -6,7 +6,7 @@ when ids are written with leading zeros, so the figures equal pytrec_eval's.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # What a record's own value is called, where its mean over records has a name of its own.
 RECORD_NAMES = {"map": "average_precision", "mrr": "reciprocal_rank"}
@@ -32,19 +32,40 @@ def relevant_ranks(
     is_relevant = relevant_index >= 0
     safe_index = jnp.where(is_relevant, relevant_index, 0)
     own_score = jnp.take_along_axis(scores, safe_index, axis=-1)
-    item_index = jnp.arange(scores.shape[-1])
-
-    def count_ahead(column: tuple[Array, Array]) -> Array:
-        score, index = column
-        is_ahead = scores > score[:, None]
-        is_tied_ahead = (scores == score[:, None]) & (item_index[None, :] > index[:, None])
-        return jnp.sum(is_ahead | is_tied_ahead, axis=-1)
-
-    # One relevant column at a time: memory stays [batch, items] however many items are relevant.
-    num_ahead = jax.lax.map(count_ahead, (own_score.T, safe_index.T)).T
+    num_ahead = count_ahead(scores, jnp.arange(scores.shape[-1]), own_score, safe_index)
     ranks = jnp.where(is_relevant, 1.0 + num_ahead.astype(jnp.float32), jnp.inf)
     is_ordered = ~jnp.any(jnp.isnan(scores), axis=-1)
     return jnp.where(is_ordered[:, None], ranks, jnp.nan)
+
+
+def count_ahead(
+    scores: Float[Array, "batch items"],
+    item_index: Int[Array, "items"],
+    own_score: Float[Array, "batch relevant"],
+    own_index: Int[Array, "batch relevant"],
+) -> Int[Array, "batch relevant"]:
+    """How many of some items come before each relevant one; over all blocks of a catalogue it sums to its rank minus 1.
+
+    Args:
+        scores: ``[batch, items]`` float; higher is better.
+        item_index: ``[items]`` int32 catalogue rows of these items.
+        own_score: ``[batch, relevant]`` float, the relevant items' scores.
+        own_index: ``[batch, relevant]`` int32 catalogue rows of the relevant items.
+
+    Example:
+        >>> scores, index = jnp.array([[0.5, 0.9, 0.5]]), jnp.array([4, 5, 6])
+        >>> count_ahead(scores, index, jnp.array([[0.5, 0.2]]), jnp.array([[5, 9]])).tolist()
+        [[2, 3]]
+    """
+
+    def of_one(column: tuple[Array, Array]) -> Array:
+        score, index = column
+        is_ahead = scores > score[:, None]
+        is_tied_ahead = (scores == score[:, None]) & (item_index[None, :] > index[:, None])
+        return jnp.sum(is_ahead | is_tied_ahead, axis=-1, dtype=jnp.int32)
+
+    # One relevant column at a time: memory stays [batch, items] however many items are relevant.
+    return jax.lax.map(of_one, (own_score.T, own_index.T)).T
 
 
 def ranking_values(
@@ -73,18 +94,36 @@ def ranking_values(
         >>> {name: float(value[0]) for name, value in values.items()}
         {'map': 0.5, 'mrr': 0.5, 'ndcg@1': 0.0, 'hr@1': 0.0, 'recall@1': 0.0}
     """
-    ranks = relevant_ranks(scores, relevant_index)
-    num_relevant = jnp.sum(relevant_index >= 0, axis=-1)
+    return values_of_ranks(relevant_ranks(scores, relevant_index), relevant_index >= 0, cutoffs)
+
+
+def values_of_ranks(
+    ranks: Float[Array, "batch relevant"], is_relevant: Bool[Array, "batch relevant"], cutoffs: tuple[int, ...] = (10,)
+) -> dict[str, Float[Array, "batch"]]:
+    """What :func:`ranking_values` gives, from ranks.
+
+    Args:
+        ranks: ``[batch, relevant]`` float32 from 1; infinity where not relevant, and for relevant items that are not
+            ranked at all, which trec_eval counts as never found; NaN for a record without an order.
+        is_relevant: ``[batch, relevant]`` bool.
+        cutoffs: the values of k.
+
+    Example:
+        >>> values = values_of_ranks(jnp.array([[2.0, jnp.inf]]), jnp.array([[True, True]]), cutoffs=(2,))
+        >>> {name: round(float(value[0]), 2) for name, value in values.items()}
+        {'map': 0.25, 'mrr': 0.5, 'ndcg@2': 0.39, 'hr@2': 1.0, 'recall@2': 0.5}
+    """
+    num_relevant = jnp.sum(is_relevant, axis=-1)
     denominator = jnp.maximum(num_relevant, 1).astype(jnp.float32)
-    # Relevant items up to and including each relevant item's rank; filler (infinity) never counts for a finite rank.
+    # Relevant items up to and including each relevant item's rank; infinity never counts for a finite rank.
     num_found = jnp.sum(ranks[:, None, :] <= ranks[:, :, None], axis=-1)
     values = {
         "map": jnp.sum(num_found / ranks, axis=-1) / denominator,
         "mrr": 1.0 / jnp.min(ranks, axis=-1, initial=jnp.inf),
     }
     gains = 1.0 / jnp.log2(ranks + 1.0)
-    is_ordered = ~jnp.any(jnp.isnan(scores), axis=-1)
-    positions = jnp.arange(relevant_index.shape[-1])
+    is_ordered = ~jnp.any(jnp.isnan(ranks), axis=-1)
+    positions = jnp.arange(ranks.shape[-1])
     for cutoff in cutoffs:
         is_in_top = ranks <= cutoff
         is_ideal = (positions[None, :] < num_relevant[:, None]) & (positions[None, :] < cutoff)

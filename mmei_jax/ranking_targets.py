@@ -103,10 +103,11 @@ class RankingReader:
         self._split = split
         self._features = catalogue.features
         self._kind = catalogue.kind
+        self._word_state, self._word_ids = catalogue.word_state, catalogue.word_ids
         self._statistics = statistics
         self._with_slates = with_slates
         self._slate_width = _longest(split, "slate_item_index")
-        self._relevant_width = _longest(split, "relevant_items") if split.dataset.spec.has_relevant_items else 0
+        self._relevant_width = relevant_width(split)
 
     def read(self, indices: Integer[np.ndarray, "batch"]) -> RankingTargets:
         """Targets of a batch, on the host; relevant items and slates are as wide as the split's longest.
@@ -137,25 +138,54 @@ class RankingReader:
             positive_index=positive,
             has_positive=positive >= 0,
             log_sampling_probability=log_probability,
-            relevant_index=spread(self._relevant(records), is_record, -1),
+            relevant_index=spread(
+                gather_relevant(self._split, records, self._relevant_width, len(self._kind)), is_record, -1
+            ),
             slate=slate,
         )
 
     def _items(self, index: Int32[np.ndarray, "..."]) -> Items:
-        """Catalogue rows; zeros and kind 0 where the index is -1."""
+        """Catalogue rows; zeros, kind 0 and no words where the index is -1."""
         is_item = index >= 0
         rows = np.maximum(index, 0)
-        features: Any = np.where(is_item[..., None], self._features[rows], np.float32(0.0))
-        kind: Any = np.where(is_item, self._kind[rows], np.int32(0))
-        return Items(features=features, kind=kind)
 
-    def _relevant(self, indices: Integer[np.ndarray, "batch"]) -> Int32[np.ndarray, "batch relevant"]:
-        if self._relevant_width == 0:
-            # One column of filler, so that no array is empty.
-            return np.full((len(indices), 1), -1, np.int32)
-        found = self._split.gather_list("relevant_items", indices, self._relevant_width, -1)
-        _check_items(self._split, "relevant_items", indices, found, len(self._kind))
-        return found
+        def take(column: np.ndarray | None, filler: Any) -> Any:
+            return None if column is None else np.where(is_item[..., None], column[rows], filler)
+
+        kind: Any = np.where(is_item, self._kind[rows], np.int32(0))
+        return Items(
+            features=take(self._features, np.float32(0.0)),
+            kind=kind,
+            word_state=take(self._word_state, np.float32(0.0)),
+            word_ids=take(self._word_ids, np.int32(-1)),
+        )
+
+
+def relevant_width(split: Split) -> int:
+    """Relevant items of the record that has the most, at least 1."""
+    return _longest(split, "relevant_items") if split.dataset.spec.has_relevant_items else 1
+
+
+def gather_relevant(
+    split: Split, indices: Integer[np.ndarray, "batch"], width: int, num_items: int
+) -> Int32[np.ndarray, "batch relevant"]:
+    """The relevant items of records: ``[batch, width]`` int32 catalogue rows, -1 as filler.
+
+    Args:
+        split: where the records are.
+        indices: their positions.
+        width: of :func:`relevant_width`.
+        num_items: of the catalogue.
+
+    Raises:
+        InputError: a record names an item that the catalogue lacks; names the record.
+    """
+    if not split.dataset.spec.has_relevant_items:
+        # Filler, so that no array is empty.
+        return np.full((len(indices), width), -1, np.int32)
+    found = split.gather_list("relevant_items", indices, width, -1)
+    _check_items(split, "relevant_items", indices, found, num_items)
+    return found
 
 
 def _longest(split: Split, column: str) -> int:

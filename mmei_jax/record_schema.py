@@ -8,7 +8,6 @@ that a shard says by itself where its features come from.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int32, Integer, Shaped
 
+from mmei_jax.fingerprints import canonical_json
 from mmei_jax.types import MODALITIES, InputError
 
 SCHEMA_VERSION = 1
@@ -281,6 +281,9 @@ class Catalogue:
         kind_names: such as music, video, image, text.
         features: ``[items, dim]`` float32.
         texts: what describes an item (title, tags, creator ...) as JSON text, one string per item.
+        word_state: ``[items, words]`` float32 and
+        word_ids: ``[items, tokens]`` int32, what :class:`~mmei_jax.types.Items` holds of the words; not stored, but
+            added by :func:`mmei_jax.item_words.open_dataset` where the configuration asks for one of them.
     """
 
     ids: list[str]
@@ -288,6 +291,8 @@ class Catalogue:
     kind_names: tuple[str, ...]
     features: Float[np.ndarray, "items dim"]
     texts: list[str]
+    word_state: Float[np.ndarray, "items words"] | None = None
+    word_ids: Int32[np.ndarray, "items tokens"] | None = None
 
 
 def check_name(name: str, what: str) -> None:
@@ -296,11 +301,6 @@ def check_name(name: str, what: str) -> None:
         raise InputError(
             f"{what} {name!r}: expected letters, digits, '_', '.' and '-', starting with a letter or digit"
         )
-
-
-def canonical_json(values: Any) -> str:
-    """The same text for equal values: sorted keys, no spaces, no NaN."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def shard_schema(spec: DatasetSpec, split: str) -> pa.Schema:

@@ -14,7 +14,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int32, Int64, Integer, Shaped
 
-from mmei_jax import record_files
+from mmei_jax import fingerprints, record_files
 from mmei_jax.record_gathering import RaggedColumn, aligned_empty
 from mmei_jax.record_schema import (
     CATALOGUE_FORMAT,
@@ -70,6 +70,7 @@ class Dataset:
         spec: what the records carry.
         manifest: the whole manifest, as JSON values.
         split_names: names of the splits, in alphabetical order.
+        read_item_words: gives what ``catalogue`` adds to its items; None where that is nothing.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], spec: DatasetSpec) -> None:
@@ -77,6 +78,7 @@ class Dataset:
         self.manifest = manifest
         self.spec = spec
         self.split_names: tuple[str, ...] = tuple(manifest["splits"])
+        self.read_item_words: Callable[[], dict[str, Any]] | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = False) -> "Dataset":
@@ -134,7 +136,14 @@ class Dataset:
             kind_names=tuple(entry["kind_names"]),
             features=batch.column("features").values.to_numpy().reshape(-1, entry["dim"]),
             texts=batch.column("text").to_pylist(),
+            **(self.read_item_words() if self.read_item_words else {}),
         )
+
+    def with_item_words(self, read: Callable[[], dict[str, Any]] | None) -> "Dataset":
+        """The same data set, whose catalogue comes with ``word_state`` or ``word_ids``, read when it is asked for."""
+        found = Dataset(self.path, self.manifest, self.spec)
+        found.read_item_words = read
+        return found
 
     def shard_batches(self, split: str) -> list[tuple[str, pa.RecordBatch]]:
         """Memory-mapped record batches of a split with their file names.
@@ -165,7 +174,7 @@ class Dataset:
             )
         if verify:
             for shard in entry["shards"]:
-                record_files.check_hash(self.path / shard["file"], shard["sha256"])
+                fingerprints.check_hash(self.path / shard["file"], shard["sha256"])
             catalogue = self.manifest["catalogue"]
             for file, batch in batches:
                 record_files.check_contents(file, batch, self.spec, catalogue["num_records"] if catalogue else 0)
@@ -177,7 +186,7 @@ class Dataset:
             if len(batches) != 1:
                 raise InputError(f"{self.path / entry['file']}: {len(batches)} record batches: expected one")
             if verify:
-                record_files.check_hash(self.path / entry["file"], entry["sha256"])
+                fingerprints.check_hash(self.path / entry["file"], entry["sha256"])
 
 
 class Split:

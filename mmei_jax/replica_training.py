@@ -21,22 +21,19 @@ from mmei_jax import input_pipeline
 from mmei_jax.checkpointing import ReplicaCheckpointer
 from mmei_jax.config import Config
 from mmei_jax.device_split import DeviceSplit, read_device_split
-from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
+from mmei_jax.evaluation import Evaluator, emotion_class_weights
 from mmei_jax.metrics import is_smaller_better
+from mmei_jax.origin import describe_origin
 from mmei_jax.records import Dataset
 from mmei_jax.replica_progress import DispatchClock, ReplicaProgress
 from mmei_jax.replicas import Replicas, ReplicaState
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
-from mmei_jax.state import Variables, build_model_for, tasks_of
+from mmei_jax.state import Variables, build_model_for, initial_encoders, tasks_of
 from mmei_jax.types import InputError
 from mmei_jax.workdir import StopRequest, read_json, write_json
 
 # Share of a device's memory that replicas may take: the rest is for evaluation and for what the prediction leaves out.
 _USABLE_MEMORY = 0.8
-
-
-class Stopped(Exception):
-    """A signal ended training; what was done is saved."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class _Trainer:
         identity = {
             "config": self._config.to_json(),
             "varied": {key: list(values) for key, values in varied.items()},
-            "manifest_sha256": manifest_fingerprint(self._dataset),
+            **describe_origin(self._config, self._dataset),
         }
         identity = json.loads(json.dumps(identity))
         if path.exists():
@@ -185,7 +182,7 @@ class _Trainer:
         evaluator = Evaluator(build_model_for(self._config, self._tasks), self._config, self._dataset, mesh)
         table: DeviceSplit = jax.device_put(self._host_table, replicated(mesh))
         with closing(ReplicaCheckpointer(folder)) as checkpointer:
-            state = replicas.initial_state(self._statistics)
+            state = replicas.initial_state(self._statistics, initial_encoders(self._config.model))
             best = jax.tree.map(jnp.copy, state.train.variables)
             progress, step = ReplicaProgress.fresh(count), 0
             if checkpointer.latest_step is not None:
@@ -207,8 +204,7 @@ class _Trainer:
                 progress.updates_per_second = clock.rate(count)
                 checkpointer.save(step, state, best, asdict(progress))
                 self._tell(title, progress, step, replicas.num_steps, clock)
-                if self._stop:
-                    raise Stopped
+                self._stop.check()
             variables: Variables = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(best))
         return variables, progress
 

@@ -25,7 +25,7 @@ from mmei_jax.models.mmei import Tasks
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.records import Split
 from mmei_jax.sharding import batch_sharding, spread_over
-from mmei_jax.state import build_model_for, initialize, variable_shapes, with_statistics
+from mmei_jax.state import build_model_for, initialize, variable_shapes, with_encoders, with_statistics
 from mmei_jax.train_step import make_train_step, step_compiler_options
 from mmei_jax.types import InputError, TrainState
 
@@ -142,15 +142,20 @@ class Replicas:
         self._update = self._jit_update()
         self._programs: dict[Any, Any] = {}
 
-    def initial_state(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> ReplicaState:
+    def initial_state(
+        self,
+        statistics: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        encoders: Mapping[str, dict[str, Any]] | None = None,
+    ) -> ReplicaState:
         """Fresh states, each from its replica's seed.
 
         Args:
             statistics: by modality, ``[dim]`` mean and factor that standardise its features; the same for all.
+            encoders: parameters that encoders begin with (:func:`mmei_jax.state.initial_encoders`).
         """
         # One after the other: the program is then the same for any number of replicas, and compiled once.
         fresh = jax.jit(self._fresh)
-        states = [jax.device_get(fresh(np.uint32(seed), statistics)) for seed in self.seeds]
+        states = [jax.device_get(fresh(np.uint32(seed), statistics, dict(encoders or {}))) for seed in self.seeds]
         state = ReplicaState(
             train=jax.tree.map(lambda *leaves: np.stack(leaves), *states), is_active=np.ones(len(states), bool)
         )
@@ -199,7 +204,8 @@ class Replicas:
         """
         count, sharding = len(self.seeds), batch_sharding(self.mesh)
         one = ReplicaState(
-            train=jax.eval_shape(self._fresh, np.uint32(0), {}), is_active=jax.ShapeDtypeStruct((), np.dtype(bool))
+            train=jax.eval_shape(self._fresh, np.uint32(0), {}, {}),
+            is_active=jax.ShapeDtypeStruct((), np.dtype(bool)),
         )
         state: ReplicaState = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=sharding), one
@@ -221,9 +227,15 @@ class Replicas:
             self._programs[key] = lowered.compile()
         return self._programs[key]
 
-    def _fresh(self, seed: Array, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> TrainState:
+    def _fresh(
+        self,
+        seed: Array,
+        statistics: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        encoders: Mapping[str, dict[str, Any]],
+    ) -> TrainState:
         """The state of one replica before its first update."""
         variables = initialize(self.model, seed)
+        variables["params"] = with_encoders(variables["params"], encoders)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             parameters=variables["params"],

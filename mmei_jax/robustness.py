@@ -39,15 +39,16 @@ from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.config import Config
 from mmei_jax.corruptions import Condition, corrupt, draw
 from mmei_jax.data_statistics import feature_deviations
-from mmei_jax.evaluation import manifest_fingerprint, open_best_run
+from mmei_jax.evaluation import open_best_run
 from mmei_jax.metrics import batch_metrics, compute_all, merge_all
+from mmei_jax.origin import manifest_fingerprint
 from mmei_jax.records import Dataset, Split
 from mmei_jax.reports.robustness_card import CardSubject, card_lines
 from mmei_jax.robustness_files import write_robustness
 from mmei_jax.robustness_metrics import ALL, CONFLICT, NO_CONFLICT, Grid, Robustness, constant_answer
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, replicated
 from mmei_jax.state import Variables
-from mmei_jax.types import MODALITIES, Batch, Label
+from mmei_jax.types import MODALITIES, Batch, InputError, Label
 
 MISSING_RATES = (0.0, 0.25, 0.5, 0.75)
 NOISE_LEVELS = (0.0, 0.5, 1.0, 2.0)
@@ -79,7 +80,7 @@ class RobustnessEvaluator:
         records_at_once: see the module's docstring.
 
     Raises:
-        InputError: no training record has one of the modalities.
+        InputError: no training record has one of the modalities, or encoders inside the model read raw media.
     """
 
     def __init__(
@@ -93,6 +94,9 @@ class RobustnessEvaluator:
         seed: int = 0,
         records_at_once: int = RECORDS_AT_ONCE,
     ):
+        if folders := config.model.encoders.folders():
+            inside = ", ".join(folders)
+            raise InputError(f"config.model.encoders: {inside}: expected a run on features; noise is added to these")
         self._model, self._dataset, self._seed = model, dataset, seed
         self._config = dataclasses.replace(config, loss=dataclasses.replace(config.loss, ranking="none"))
         self._mesh = make_evaluation_mesh() if mesh is None else mesh

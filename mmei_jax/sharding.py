@@ -4,6 +4,8 @@ The only file that names mesh axes. One code path serves 1 or N devices: arrays 
 mesh of ``Auto`` axes, and XLA inserts the collectives.
 """
 
+import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +16,28 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mmei_jax.activations import AxisNames, placing
 from mmei_jax.config import Config
 from mmei_jax.types import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
-_BATCH_AXES = ("data", "fsdp")
 
-# What a parameter's logical axes are split over; None: not at all. A name that a parameter carries must stand here.
-LOGICAL_AXIS_RULES: Mapping[str, str | None] = {
+# What the logical axes of parameters and activations are split over; None: not at all. Every name that one carries must
+# stand here. An axis of the mesh splits an array once: the model dimension of parameters is split over fsdp, that of
+# activations is not, because their rows are already.
+LOGICAL_AXIS_RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
     "vocabulary": "tensor",
+    "features": "tensor",
     "channels": "tensor",
-    "features": None,
+    "input_channels": None,
     "classes": None,
     "position": None,
     "kind": None,
+    "user": None,
     "layers": None,
     "window": None,
 }
@@ -140,7 +147,7 @@ def mesh_over(devices: Sequence[jax.Device], *, fsdp: int = 1, tensor: int = 1) 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis of every array of a batch over the devices."""
-    return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -162,18 +169,53 @@ def parameter_shardings(boxed_parameters: Any, mesh: Mesh) -> Any:
     """
 
     def place(path: Any, leaf: Any, names: PartitionSpec) -> NamedSharding:
-        axes: list[str | None] = []
-        for size, name in zip(leaf.shape, names, strict=False):
-            if name is not None and name not in LOGICAL_AXIS_RULES:
-                parameter = jax.tree_util.keystr(path)
-                raise InputError(f"parameter {parameter}: logical axis {name!r} is not in sharding.LOGICAL_AXIS_RULES")
-            axis = None if name is None else LOGICAL_AXIS_RULES[name]
-            is_split = axis is not None and axis not in axes and size % mesh.shape[axis] == 0
-            axes.append(axis if is_split else None)
-        return NamedSharding(mesh, PartitionSpec(*axes))
+        return _split(leaf.shape, tuple(names), mesh, f"parameter {jax.tree_util.keystr(path)}")
 
     names = nn.get_partition_spec(boxed_parameters)
     return jax.tree_util.tree_map_with_path(place, nn.unbox(boxed_parameters), names)
+
+
+def place_activations(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, to be jitted, with the activations of the models in it split over the mesh by the table.
+
+    On one device it is the function itself. Dimensions that cannot be split are whole, as those of parameters.
+
+    Args:
+        mesh: has the axes :data:`MESH_AXES`.
+        function: of arrays that lie on the mesh.
+    """
+    if mesh.size == 1:
+        return function
+
+    def place(activation: Any, names: AxisNames) -> Any:
+        sharding = _split(activation.shape, names, mesh, f"activation {activation.shape}")
+        return jax.lax.with_sharding_constraint(activation, sharding)
+
+    @functools.wraps(function)
+    def with_placed_activations(*arguments: Any) -> Any:
+        with placing(place):
+            return function(*arguments)
+
+    return with_placed_activations
+
+
+def _split(shape: Sequence[int], names: AxisNames, mesh: Mesh, what: str) -> NamedSharding:
+    """The sharding of an array whose dimensions carry these names.
+
+    Raises:
+        InputError: the table lacks a name; ``what`` carries it.
+    """
+    taken: set[str] = set()
+    splits: list[str | tuple[str, ...] | None] = []
+    for size, name in zip(shape, names, strict=False):
+        if name is not None and name not in LOGICAL_AXIS_RULES:
+            raise InputError(f"{what}: logical axis {name!r} is not in sharding.LOGICAL_AXIS_RULES")
+        rule = None if name is None else LOGICAL_AXIS_RULES[name]
+        axes = (rule,) if isinstance(rule, str) else rule or ()
+        is_split = not taken & set(axes) and size % math.prod(mesh.shape[axis] for axis in axes) == 0
+        taken |= set(axes) if is_split else set()
+        splits.append(rule if is_split else None)
+    return NamedSharding(mesh, PartitionSpec(*splits))
 
 
 def spread_over(mesh: Mesh, function: Callable[..., Any], *, is_split: Sequence[bool]) -> Callable[..., Any]:

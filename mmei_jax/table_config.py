@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmei_jax.config import Config, build, parse, require
+from mmei_jax.config import Config, parse
+from mmei_jax.config_values import build, require
 from mmei_jax.replicas import VARIED_KEYS
 from mmei_jax.types import InputError
 
@@ -124,9 +125,12 @@ def search_points(search: SearchConfig) -> list[dict[str, float]]:
 
 def _parse_row(base: dict[str, Any], changes: Any, name: str) -> Config:
     try:
-        return parse(_merge(base, changes, f"table.rows.{name}"))
+        config = parse(_merge(base, changes, f"table.rows.{name}"))
+        given = config.train.initial_workdir
+        require(not given, "train.initial_workdir", given, "'' in a table: every row trains from its seeds")
     except InputError as error:
         raise InputError(f"row {name!r}: {error}") from None
+    return config
 
 
 def _merge(base: dict[str, Any], changes: Any, key: str) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from mmei_jax import input_pipeline
 from mmei_jax.config import Config
 from mmei_jax.environment import versions
-from mmei_jax.evaluation import Evaluator, manifest_fingerprint
+from mmei_jax.evaluation import Evaluator
+from mmei_jax.item_words import open_dataset
+from mmei_jax.origin import check_origin
 from mmei_jax.predictions import write_predictions
-from mmei_jax.records import Dataset
+from mmei_jax.reports.calibration import best_temperature
 from mmei_jax.reports.robustness_card import CardSubject
 from mmei_jax.robustness import RobustnessEvaluator
 from mmei_jax.robustness_files import write_robustness
@@ -25,9 +26,6 @@ from mmei_jax.table_config import TableConfig, is_table, parse_table
 from mmei_jax.table_training import TrainedRow, read_row
 from mmei_jax.types import MODALITIES, Batch, InputError, Outputs
 from mmei_jax.workdir import read_json, write_json
-
-# The temperatures among which calibration chooses, evenly on the logarithm.
-_TEMPERATURES = np.geomspace(0.1, 10.0, 801)
 
 CALIBRATED = "late_fusion_calibrated"
 
@@ -89,7 +87,7 @@ def calibrate_late_fusion(row: TrainedRow) -> tuple[Variables, list[dict[str, li
     Returns:
         Its variables with the temperatures set, and these by replica and task, in the order of MODALITIES.
     """
-    dataset = Dataset.open(row.config.data.path)
+    dataset = open_dataset(row.config)
     model, mesh = build_model(row.config, dataset), make_evaluation_mesh()
     tasks = ["emotion"] + (["intent"] if row.config.loss.intent != "none" else [])
 
@@ -124,27 +122,9 @@ def calibrate_late_fusion(row: TrainedRow) -> tuple[Variables, list[dict[str, li
     return {**row.variables, "statistics": statistics}, found
 
 
-def best_temperature(logits: Float[np.ndarray, "records classes"], label: np.ndarray) -> float:
-    """The temperature that minimises the mean cross-entropy of ``logits / temperature``, within 0.6 %, in [0.1, 10].
-
-    Args:
-        logits: ``[records, classes]`` float.
-        label: ``[records]`` class ids.
-    """
-    logits = logits.astype(np.float64)
-    losses = []
-    for temperature in _TEMPERATURES:
-        scaled = logits / temperature
-        shifted = scaled - scaled.max(axis=1, keepdims=True)
-        log_total = np.log(np.exp(shifted).sum(axis=1))
-        losses.append(np.mean(log_total - np.take_along_axis(shifted, label[:, None], axis=1)[:, 0]))
-    return float(_TEMPERATURES[int(np.argmin(losses))])
-
-
 def _evaluate_row(row: TrainedRow, workdir: Path, split: str) -> dict[str, Any]:
-    config, dataset = row.config, Dataset.open(row.config.data.path)
-    if manifest_fingerprint(dataset) != row.summary["manifest_sha256"]:
-        raise InputError(f"{dataset.path}: not the data set that row {row.name!r} of {workdir} was trained on")
+    config, dataset = row.config, open_dataset(row.config)
+    check_origin(row.summary, config, dataset, f"row {row.name!r} of {workdir}")
     names = _splits(config, split)
     seeds = row.summary["seeds"]
     # As many devices as share the replicas equally.
@@ -174,7 +154,7 @@ def _evaluate_row(row: TrainedRow, workdir: Path, split: str) -> dict[str, Any]:
 def _measure_robustness(rows: list[TrainedRow], reference_row: str, folder: Path, split: str) -> None:
     """One card for all rows that read what the reference row reads; the grid is that of a single run's card."""
     reference = next(row for row in rows if row.name == reference_row)
-    dataset = Dataset.open(reference.config.data.path)
+    dataset = open_dataset(reference.config)
     if len(reference.config.data.modalities) < 2 or reference.config.loss.emotion == "regression":
         return
     found = []

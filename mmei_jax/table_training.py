@@ -16,15 +16,16 @@ from safetensors.numpy import load_file, save_file
 
 from mmei_jax import environment
 from mmei_jax.config import Config, parse
-from mmei_jax.evaluation import manifest_fingerprint
+from mmei_jax.item_words import open_dataset
 from mmei_jax.metrics import is_smaller_better
+from mmei_jax.origin import describe_origin
 from mmei_jax.records import Dataset
-from mmei_jax.replica_training import Budget, ReplicaResult, Stopped, train_replicas
+from mmei_jax.replica_training import Budget, ReplicaResult, train_replicas
 from mmei_jax.replicas import replace_key
 from mmei_jax.state import Variables
 from mmei_jax.table_config import TableConfig, search_points
 from mmei_jax.types import InputError
-from mmei_jax.workdir import StopRequest, locked, read_json, stop_on_signals, write_json
+from mmei_jax.workdir import Stopped, StopRequest, locked, read_json, stop_on_signals, write_json
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def train_table(table: TableConfig, values: dict[str, Any], workdir: Path, *, co
     Raises:
         InputError: configuration, data, devices or what ``workdir`` holds do not fit.
     """
+    if jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} processes: a table trains in one process, on all its devices")
     with locked(workdir), stop_on_signals() as stop:
         values = json.loads(json.dumps(values))
         path = workdir / "table.json"
@@ -126,7 +129,7 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
     if (folder / "replicas.json").exists():
         print(f"{name}: trained before", flush=True)
         return
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config)
     budget = Budget(table.updates_per_dispatch, int(table.memory_limit_gib * 2**30))
     chosen: dict[str, float] = {}
     points = search_points(table.search)
@@ -158,7 +161,7 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
         {
             "row": name,
             "config": config.to_json(),
-            "manifest_sha256": manifest_fingerprint(dataset),
+            **describe_origin(config, dataset),
             "seeds": seeds,
             "num_parameters": int(sum(leaf[0].size for leaf in jax.tree.leaves(found.variables["params"]))),
             "best_metric": config.train.best_metric,

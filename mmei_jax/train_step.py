@@ -6,6 +6,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -13,6 +14,7 @@ from mmei_jax.config import Config
 from mmei_jax.losses import RecordLosses, task_counts, task_losses, total_loss
 from mmei_jax.models.baselines import Model
 from mmei_jax.optimizer import trained_mask
+from mmei_jax.sharding import place_activations
 from mmei_jax.state import variable_shapes
 from mmei_jax.types import Batch, Outputs, StepReport, TrainState
 
@@ -129,12 +131,17 @@ def jit_train_step(step: TrainStep, shapes: TrainState) -> TrainStep:
     Args:
         step: what :func:`make_train_step` gave.
         shapes: the state's shapes with shardings; what comes out is placed like what goes in, so that no later update
-            meets another program.
+            meets another program. Activations are placed on the same mesh.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    device = next(iter(shapes.step.sharding.device_set))
+    mesh = cast(Mesh, cast(NamedSharding, shapes.step.sharding).mesh)
+    # Every process reads the whole report; a single one reads it wherever it is.
+    report = shapes.step.sharding if jax.process_count() > 1 else None
     return jax.jit(
-        step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=step_compiler_options(device)
+        place_activations(mesh, step),
+        donate_argnums=0,
+        out_shardings=(shardings, report),
+        compiler_options=step_compiler_options(mesh.devices.flat[0]),
     )
 
 

@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections import deque
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,46 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from mmei_jax import environment, input_pipeline
+from mmei_jax import environment, input_pipeline, processes
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.compilations import CompilationCounter
 from mmei_jax.config import Config
 from mmei_jax.data_statistics import class_log_priors
-from mmei_jax.evaluation import Evaluator, emotion_class_weights, manifest_fingerprint
+from mmei_jax.evaluation import Evaluator, emotion_class_weights
+from mmei_jax.item_words import open_dataset
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.optimizer import make_optimizer, make_schedule
-from mmei_jax.records import Dataset
+from mmei_jax.origin import check_origin, describe_origin
 from mmei_jax.sharding import batch_sharding, make_mesh
-from mmei_jax.state import build_model, initial_state, state_shapes, variable_shapes
+from mmei_jax.state import (
+    build_model,
+    check_split,
+    initial_encoders,
+    initial_state,
+    placed_variable_shapes,
+    state_shapes,
+    variable_shapes,
+)
 from mmei_jax.train_step import TrainStep, jit_train_step, make_train_step
 from mmei_jax.training_log import TrainingLog
 from mmei_jax.types import InputError, StepReport, TrainState
+from mmei_jax.warm_start import with_initial_parameters
 from mmei_jax.workdir import StopRequest, locked, stop_on_signals, write_json, write_text
 
 # Updates that may be under way on the devices before the host waits: enough to hide the host's own work, few enough to
 # bound the memory that waiting batches hold.
 MAX_UPDATES_IN_FLIGHT = 2
 
-# Keys that may differ between the run that saved and the run that resumes: none of them changes what is computed.
+# Keys that may differ between the run that saved and the run that resumes: none of them changes what is computed. What
+# paths lead to is told by its hash.
 RESUMABLE_KEYS = (
     "data.path",
+    "data.affect_profiles",
+    "model.content_encoder",
+    "model.encoders.vision",
+    "model.encoders.audio",
+    "model.encoders.text",
+    "model.encoders.remat",
     "data.num_reader_threads",
     "data.num_prefetch_batches",
     "train.log_every_steps",
@@ -48,6 +65,7 @@ RESUMABLE_KEYS = (
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.replicated",
 )
 
 
@@ -94,7 +112,11 @@ def train(config: Config, workdir: Path, *, command: str | None = None) -> Train
     Raises:
         InputError: configuration, data, devices or an earlier run in ``workdir`` do not fit; or a loss is not finite.
     """
-    with locked(workdir), stop_on_signals() as stop, closing(_Run(config, workdir, command)) as run:
+    # Of several processes the first one holds the folder, and JAX's runtime hears the signals of all of them.
+    is_alone = jax.process_count() == 1
+    lock = locked(workdir) if processes.is_first() else nullcontext()
+    signals = stop_on_signals() if is_alone else nullcontext(StopRequest())
+    with lock, signals as stop, closing(_Run(config, workdir, command)) as run:
         return run.loop(stop)
 
 
@@ -103,12 +125,11 @@ class _Run:
 
     def __init__(self, config: Config, workdir: Path, command: str | None):
         self.config, self.workdir, self.command = config, workdir, command
-        self.dataset = Dataset.open(config.data.path)
-        if jax.process_count() > 1:
-            raise InputError(f"{jax.process_count()} JAX processes: training runs in one process, on all its devices")
+        self.dataset = open_dataset(config)
         input_pipeline.check(self.dataset, config)
         self.mesh = make_mesh(config)
         self.model = build_model(config, self.dataset)
+        check_split(placed_variable_shapes(self.model, self.mesh)["params"], config.mesh)
         self.split = self.dataset.split(*config.data.train_splits)
         self.num_steps = input_pipeline.num_steps(
             self.split.num_records, config.data.batch_size, config.train.num_epochs
@@ -149,6 +170,8 @@ class _Run:
                     title = f"step {step}, batches of another shape" if in_flight else "first update"
                     print(f"{title}, compilation included: {time.perf_counter() - started:.1f} s", flush=True)
                     log.restart_clock()
+                if processes.agree_to_stop(step):
+                    stop.signal_name = "SIGTERM"
                 in_flight.append(report)
                 if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
                     jax.block_until_ready(in_flight.popleft().loss)
@@ -186,8 +209,16 @@ class _Run:
             return state, iterator, Progress(**progress)
         statistics = {}
         if config.data.standardize:
-            statistics = {name: self._feature_statistics(name) for name in config.data.modalities}
-        state = initial_state(self.model, self.optimizer, self.mesh, seed=config.seed, statistics=statistics)
+            # What encoders inside the model give has a scale of its own.
+            names = [name for name in config.data.modalities if name not in config.model.encoders.folders()]
+            statistics = {name: self._feature_statistics(name) for name in names}
+        encoders = initial_encoders(config.model)
+        state = initial_state(
+            self.model, self.optimizer, self.mesh, seed=config.seed, statistics=statistics, encoders=encoders
+        )
+        state, num_taken = with_initial_parameters(state, config.train)
+        if num_taken:
+            print(f"{num_taken} parameter arrays are those of {config.train.initial_workdir}", flush=True)
         self._write_conditions()
         self._write_description(state)
         return state, iterator, Progress()
@@ -204,7 +235,7 @@ class _Run:
 
     def _open_log(self, step: int) -> TrainingLog:
         return TrainingLog(
-            self.workdir,
+            self.workdir if processes.is_first() else None,
             self.split.ids,
             functools.partial(input_pipeline.is_not_finite, self.split, self.config),
             num_steps=self.num_steps,
@@ -253,12 +284,11 @@ class _Run:
         )
 
     def _saved_config(self) -> dict[str, Any]:
-        return {"config": self.config.to_json(), "manifest_sha256": manifest_fingerprint(self.dataset)}
+        return {"config": self.config.to_json(), **describe_origin(self.config, self.dataset)}
 
     def _check_resumable(self, saved: dict[str, Any]) -> None:
         """Refuses to go on with another data set, or with a key that would change what is computed."""
-        if saved["manifest_sha256"] != manifest_fingerprint(self.dataset):
-            raise InputError(f"{self.config.data.path}: not the data set that the run in {self.workdir} was trained on")
+        check_origin(saved, self.config, self.dataset, f"the run in {self.workdir}")
         before, now = _flatten(saved["config"]), _flatten(self.config.to_json())
         for key, value in now.items():
             if key not in RESUMABLE_KEYS and before.get(key) != value:
@@ -267,17 +297,22 @@ class _Run:
                 )
 
     def _write_conditions(self) -> None:
+        if not processes.is_first():
+            return
         write_json(self.workdir / "config.json", self.config.to_json())
         write_json(self.workdir / "environment.json", environment.describe(self.command))
 
     def _write_description(self, state: TrainState) -> None:
+        if not processes.is_first():
+            return
         table = parameter_overview.get_parameter_overview(state.parameters)
         write_text(self.workdir / "parameters.txt", table + "\n")
         num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
         print(
             f"{num_parameters:,} parameters (table: {self.workdir / 'parameters.txt'}); "
             f"{self.split.num_records:,} training records; {self.num_steps:,} updates of {self.config.data.batch_size} "
-            f"on {self.mesh.size} device(s)",
+            f"on {self.mesh.size} device(s)"
+            + (f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""),
             flush=True,
         )
         for line in input_pipeline.truncation_lines(self.split, self.config):

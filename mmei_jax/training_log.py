@@ -24,7 +24,7 @@ class TrainingLog:
     """Collects the reports of updates; :meth:`flush` brings them to the host in one go.
 
     Args:
-        workdir: where ``metrics.jsonl``, ``tensorboard/`` and ``record_ids.jsonl`` go.
+        workdir: where ``metrics.jsonl``, ``tensorboard/`` and ``record_ids.jsonl`` go; None writes nothing.
         record_ids: gives the ids of records from their positions in the training split.
         is_not_finite: says of records, given likewise, which hold features that are not finite.
         num_steps, batch_size, num_records: of the run, the update and the training split.
@@ -35,7 +35,7 @@ class TrainingLog:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: Path | None,
         record_ids: Callable[[np.ndarray], list[str]],
         is_not_finite: Callable[[np.ndarray], np.ndarray],
         *,
@@ -46,12 +46,12 @@ class TrainingLog:
         resumed_step: int,
         latest_saved_step: Callable[[], int | None],
     ):
-        self._writer = MetricWriter(workdir, resumed_step=resumed_step)
+        self._writer = None if workdir is None else MetricWriter(workdir, resumed_step=resumed_step)
         self._record_ids, self._is_not_finite = record_ids, is_not_finite
         self._latest_saved_step = latest_saved_step
         self._num_steps, self._batch_size, self._num_records = num_steps, batch_size, num_records
         self._ids_file = None
-        if writes_record_ids:
+        if writes_record_ids and workdir is not None:
             keep_lines_through(workdir / "record_ids.jsonl", resumed_step)
             self._ids_file = (workdir / "record_ids.jsonl").open("a", encoding="utf-8")
         self._pending: list[tuple[int, StepReport]] = []
@@ -104,8 +104,7 @@ class TrainingLog:
             self._total_wait_seconds += self._wait_seconds
             self._total_seconds += seconds
             self._num_timed_steps += num_timed_steps
-        self._writer.write_scalars(steps[-1], scalars)
-        self._writer.flush()
+        self._write(steps[-1], scalars)
         if self._ids_file is not None:
             self._ids_file.flush()
         self._print_progress(steps[-1], scalars)
@@ -113,8 +112,7 @@ class TrainingLog:
 
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and prints the metrics of an evaluation."""
-        self._writer.write_scalars(step, metrics)
-        self._writer.flush()
+        self._write(step, metrics)
         endings = ("accuracy", "/map", "/loss", "/mae")
         shown = {name: value for name, value in metrics.items() if name.endswith(endings) and math.isfinite(value)}
         print("  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items()), flush=True)
@@ -131,9 +129,15 @@ class TrainingLog:
 
     def close(self) -> None:
         """Closes the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         if self._ids_file is not None:
             self._ids_file.close()
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        if self._writer is not None:
+            self._writer.write_scalars(step, scalars)
+            self._writer.flush()
 
     def _check(self, step: int, report: StepReport) -> None:
         guilty = {f"{task} loss": ~is_finite for task, is_finite in report.is_finite.items() if not is_finite.all()}

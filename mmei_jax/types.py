@@ -9,18 +9,22 @@ Dimension glossary, used in every public signature:
 * ``emotions``, ``intents``: classes in label order. ``items``: catalogue entries. ``slate``: positions of one slate.
 * ``heads``: attention heads.
 
-Logical axis names carried by parameters (``sharding.py`` maps them to mesh axes): ``embed`` (model dimension),
-``heads`` (attention heads times head dimension), ``mlp`` (feed-forward dimension), ``features`` (input features),
-``classes``, ``position``, ``kind``, ``vocabulary`` (token ids), ``layers`` (stacked layers),
-``window`` (places of a convolution's window), ``channels`` (features that a convolution makes).
+Logical axis names carried by parameters and activations (``sharding.py`` maps them to mesh axes): ``batch`` (rows and
+records), ``embed`` (model dimension), ``heads`` (attention heads, also times head dimension), ``mlp`` (feed-forward
+dimension), ``features`` (of inputs, and of what is no model dimension), ``classes``, ``position``, ``kind``, ``user``,
+``vocabulary`` (token ids), ``layers`` (stacked layers), ``window`` (places of a convolution's window),
+``input_channels`` and ``channels`` (features that a convolution reads and makes).
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 MODALITIES = ("vision", "audio", "text")
+
+# A size within a model: a number, or a symbolic one while a program for any size is exported.
+Dimension: TypeAlias = Any
 
 
 class InputError(ValueError):
@@ -35,12 +39,13 @@ class TokenSequence:
     """One modality of a batch: token features and the record each token belongs to.
 
     Attributes:
-        features: ``[rows, tokens, dim]`` float. What padding holds is arbitrary: nothing may depend on it.
+        features: ``[rows, tokens, dim]`` float; of raw media uint8 pixels, int16 samples or int32 token ids, which an
+            encoder inside the model reads. What padding holds is arbitrary: nothing may depend on it.
         segment_ids: ``[rows, tokens]`` int32. 0 is padding; ``s >= 1`` marks a token of the row's ``s``-th record. The
             tokens of one record are contiguous. A record without any token in this modality lacks the modality.
     """
 
-    features: Float[Array, "rows tokens dim"]
+    features: Shaped[Array, "rows tokens dim"]
     segment_ids: Int[Array, "rows tokens"]
 
 
@@ -65,10 +70,15 @@ class Items:
     Attributes:
         features: ``[..., dim]`` float32 item features.
         kind: ``[...]`` int32 index into the catalogue's kinds (music, video ...).
+        word_state: ``[..., words]`` float32, what a frozen encoder made of the item's words; None without one.
+        word_ids: ``[..., tokens]`` int32 token ids of the item's words, -1 for padding, for an encoder that is trained
+            with the tower; None without one.
     """
 
     features: Float[Array, "*items dim"]
     kind: Int[Array, "*items"]
+    word_state: Float[Array, "*items words"] | None = None
+    word_ids: Int[Array, "*items tokens"] | None = None
 
 
 @struct.dataclass
@@ -111,6 +121,21 @@ class RankingTargets:
 
 
 @struct.dataclass
+class UserContext:
+    """What is known of a record's user before the record; None where the model does not read it.
+
+    Attributes:
+        index: ``[batch]`` int32 row of the table of users, -1 for a user who is not in it.
+        profile: ``[batch, profile]`` float32, the mean affect of the user's records before this one.
+        has_profile: ``[batch]`` bool, whether there was one.
+    """
+
+    index: Int[Array, "batch"] | None = None
+    profile: Float[Array, "batch profile"] | None = None
+    has_profile: Bool[Array, "batch"] | None = None
+
+
+@struct.dataclass
 class Batch:
     """A batch of records, on the host (NumPy) or on devices.
 
@@ -123,6 +148,7 @@ class Batch:
         record_index: ``[batch]`` int32 position in the split, -1 for filler.
         emotion, intent: targets.
         ranking: targets of the recommender.
+        user: what is known of the users; None where nothing is, as for a clip of nobody in particular.
     """
 
     vision: TokenSequence | None
@@ -133,6 +159,7 @@ class Batch:
     emotion: Label | None = None
     intent: Label | None = None
     ranking: RankingTargets | None = None
+    user: UserContext | None = None
 
     def sequences(self) -> dict[str, TokenSequence]:
         """The modalities that exist in this batch, by name, in the order of :data:`MODALITIES`."""
@@ -240,6 +267,7 @@ class Predictions:
         top_items: ``[batch, k]`` int32 catalogue rows, best first; None when ranking is off.
         top_scores: ``[batch, k]`` float32, Eq. 7.
         record_index: ``[batch]`` int32 position in the split, -1 for filler.
+        user_embedding: ``[batch, embedding]`` float32, F_u of Eq. 7; None when ranking is off.
     """
 
     emotion: Float[Array, "batch *emotions"]
@@ -255,3 +283,4 @@ class Predictions:
     top_items: Int[Array, "batch k"] | None
     top_scores: Float[Array, "batch k"] | None
     record_index: Int[Array, "batch"]
+    user_embedding: Float[Array, "batch embedding"] | None = None

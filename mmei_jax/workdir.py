@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,10 +17,14 @@ from mmei_jax.types import InputError
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """Makes the folder if need be and holds its lock; the system drops the lock with the process, however that ends.
 
     A folder in which nothing was written is removed again.
+
+    Args:
+        workdir: the folder.
+        flag: of the command that named it, for errors.
 
     Raises:
         InputError: another process holds the lock, or the folder cannot be written.
@@ -27,7 +33,7 @@ def locked(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise InputError(f"--workdir={workdir}: expected a folder that can be written: {error.strerror}") from error
+        raise InputError(f"{flag}={workdir}: expected a folder that can be written: {error.strerror}") from error
     lock, is_ours = workdir / ".lock", False
     try:
         with suppress(BlockingIOError):
@@ -35,13 +41,30 @@ def locked(workdir: Path) -> Iterator[None]:
             # Else another process has just removed an unused folder, and with it the file that was locked here.
             is_ours = lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat())
         if not is_ours:
-            raise InputError(f"--workdir={workdir}: in use by another process; expected a folder of its own")
+            raise InputError(f"{flag}={workdir}: in use by another process; expected a folder of its own")
         yield
     finally:
         if is_ours and os.listdir(workdir) == [lock.name]:
             lock.unlink()
             workdir.rmdir()
         os.close(descriptor)
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A hidden folder beside its place, to be filled within the block: then it is renamed, or leaves no trace.
+
+    Args:
+        destination: the folder to make; there is none, or an empty one.
+    """
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        unfinished.rename(destination)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -78,7 +101,30 @@ def read_json(path: Path, expected: str = "what train.py wrote") -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected {expected}: {error}") from error
+        # The system's own words name the file once more.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path}: expected {expected}: {reason}") from error
+
+
+def read_versioned(path: Path, format_name: str, version: int, expected: str) -> dict[str, Any]:
+    """What a JSON file of a format and version of ours holds.
+
+    Args:
+        path: the file.
+        format_name: that its key ``format`` must have.
+        version: that its key ``version`` must have.
+        expected: what should be there, for the error.
+
+    Raises:
+        InputError: it is missing, no JSON object, or of another format or version.
+    """
+    values = read_json(path, expected)
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != format_name:
+        raise InputError(f"{path}: format {found!r}: expected {format_name!r}")
+    if values.get("version") != version:
+        raise InputError(f"{path}: version {values.get('version')!r}: this program reads version {version}")
+    return dict(values)
 
 
 def read_config(workdir: Path, data_path: str | None = None) -> Config:
@@ -96,6 +142,10 @@ def read_config(workdir: Path, data_path: str | None = None) -> Config:
     return parse(values)
 
 
+class Stopped(Exception):
+    """A signal ended the work; what was done is saved."""
+
+
 class StopRequest:
     """Becomes true when the process is asked to end (SIGTERM, or Ctrl-C once); a second Ctrl-C ends it at once."""
 
@@ -104,6 +154,11 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
+
+    def check(self) -> None:
+        """Raises Stopped, with the signal's name, once it is true."""
+        if self:
+            raise Stopped(self.signal_name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

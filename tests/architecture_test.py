@@ -22,7 +22,7 @@ PACKAGE = ROOT / "mmei_jax"
 
 # Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("types", "config", "command"),),
+    (("types", "config", "config_values", "command", "fingerprints"), ("activations",)),
     (
         ("bin_packing",),
         ("compilation_cache",),
@@ -36,7 +36,9 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
         ("feedback.estimators", "feedback.log", "feedback.rows"),
+        ("processes",),
         ("sharding",),
+        ("collectives",),
         ("optimizer",),
         (
             "simulation.aigc_int",
@@ -60,6 +62,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         (
             "encoders.outputs",
+            "encoders.preprocessing",
             "encoders.stack",
             "encoders.hugging_face_config",
             "encoders.bert",
@@ -70,6 +73,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "encoders.freezing",
             "encoders.resnet",
             "encoders.text_packing",
+            "encoders.tokenizer",
             "encoders.vit",
             "encoders.wav2vec2",
         ),
@@ -83,6 +87,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "padding",
             "ranking_targets",
             "record_order",
+            "user_context",
         ),
         ("models.fusion", "models.heads"),
         ("predictions",),
@@ -99,6 +104,9 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.paper_table",
             "reports.paired_resampling",
             "reports.claims",
+            "reports.further_claims",
+            "reports.feedback_figure",
+            "reports.feedback_report",
             "reports.result_sections",
             "reports.run_sections",
             "reports.evaluated_run",
@@ -115,7 +123,18 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (
-        ("models.mmei", "models.baselines"),
+        ("models.mmei", "models.baselines", "models.content_tower", "models.raw_encoders", "models.user_side"),
+        (
+            "feedback.loop_config",
+            "feedback.logged_visits",
+            "feedback.slate_policies",
+            "feedback.visits",
+            "feedback.impressions",
+            "feedback.segment_hashes",
+            "feedback.off_policy",
+            "feedback.loop",
+            "feedback.online",
+        ),
         (
             "encoders.architectures",
             "encoders.pretrained",
@@ -129,7 +148,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (
-        ("state", "checkpointing", "evaluation"),
+        ("state", "checkpointing", "evaluation", "item_words", "origin", "raw_inputs", "word_cache"),
         (
             "extraction.import_features",
             "extraction.feature_sources",
@@ -156,7 +175,6 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "extraction.feature_pickles",
             "extraction.import_mosei",
             "extraction.media",
-            "extraction.preprocessing",
             "extraction.published_facts",
             "extraction.raw_media",
             "extraction.shard_extraction",
@@ -172,14 +190,44 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "training",
             "train_step",
             "training_log",
+            "warm_start",
             "replicas",
             "replica_progress",
             "replica_training",
             "table_config",
             "table_training",
         ),
+        (
+            "recommendation.__main__",
+            "recommendation.catalogue_files",
+            "recommendation.explanations",
+            "recommendation.index_evaluation",
+            "recommendation.index_files",
+            "recommendation.index_writing",
+            "recommendation.item_encoding",
+            "recommendation.list_options",
+            "recommendation.ranking_evaluation",
+            "recommendation.reranking",
+            "recommendation.run_reranking",
+            "recommendation.search",
+            "recommendation.top_k",
+            "recommendation.users",
+        ),
     ),
-    (("predict",), ("robustness", "robustness_files"), ("recommendation.top_k",)),
+    (
+        ("predict",),
+        ("affect_profiles",),
+        ("robustness", "robustness_files"),
+        ("feedback.pools", "feedback.run"),
+        (
+            "serving.__main__",
+            "serving.checking",
+            "serving.exporting",
+            "serving.functions",
+            "serving.loading",
+            "serving.manifest",
+        ),
+    ),
     (("table_evaluation",),),
 )
 # Used without the rest of the package; its names are found when they are first used.

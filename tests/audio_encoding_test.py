@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmei_jax.encoders.preprocessing import AudioPreprocessing
 from mmei_jax.extraction.audio_encoding import AudioEncoder, _AudioShard
-from mmei_jax.extraction.preprocessing import AudioPreprocessing
 
 
 class Recorder(AudioEncoder):

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from mmei_jax.encoders.preprocessing import ImagePreprocessing
 from mmei_jax.encoders.pretrained import load
+from mmei_jax.encoders.pretrained_files import read_preprocessing
 from mmei_jax.extraction.encoder_loading import Devices
 from mmei_jax.extraction.encoding import ClipEncoder
 from mmei_jax.extraction.media import Span, decode_audio, decode_frames
-from mmei_jax.extraction.preprocessing import ImagePreprocessing, read_file
 from mmei_jax.extraction.vision_encoding import VisionEncoder
 from mmei_jax.records import Dataset
 from mmei_jax.types import InputError
@@ -43,7 +44,7 @@ def test_tokens_are_those_of_the_encoders_on_each_clip_alone(made, extracted):
     clips, output = extracted
     states = features(output)
     resnet, audio_cnn = load(made["resnet"]), load(made["audio_cnn"])
-    image = ImagePreprocessing.read(read_file(made["resnet"]))
+    image = ImagePreprocessing.read(read_preprocessing(made["resnet"]))
     for index in (0, 3):
         path, key = clips / f"{index}.mp4", f"clip{index}"
         frames = np.stack([image.resize(frame) for _, frame in decode_frames(path, Span(), 5.0, 16)])

@@ -18,7 +18,7 @@ from mmei_jax.models.mmei import Mmei, ModalityInput
 from mmei_jax.state import build_model_for, variable_shapes
 from mmei_jax.table_config import parse_table
 from mmei_jax.types import MODALITIES, Label
-from tests.mmei_test import TASKS, default_config, make_batch, make_records, make_variables, without
+from tests.mmei_test import TASKS, compiled, default_config, make_batch, make_records, make_variables, without
 
 ROWS = sorted(ARCHITECTURES)
 
@@ -28,7 +28,7 @@ def make(architecture, tasks=TASKS, **changes):
         "architecture": architecture,
         "dim": 8,
         "num_heads": 2,
-        "num_layers": 2,
+        "num_layers": 1,
         "feedforward_dim": 12,
         "embedding_dim": 5,
         "dropout_rate": 0.0,
@@ -38,7 +38,7 @@ def make(architecture, tasks=TASKS, **changes):
 
 
 def apply(model, variables, batch):
-    return model.apply(variables, batch, is_training=False)
+    return compiled(model)(variables, batch)
 
 
 def labelled(batch, num_emotions):
@@ -68,11 +68,11 @@ def test_absent_modality_sends_no_gradient(architecture):
     config = parse(importlib.import_module("configs.default").get_config().to_dict()).loss
 
     def loss(parameters):
-        outputs = apply(model, {**variables, "params": parameters}, batch)
+        outputs = model.apply({**variables, "params": parameters}, batch, is_training=False)
         losses = task_losses(outputs, batch, config)
         return sum(records.mean() for records in losses.values())
 
-    gradient = jax.grad(loss)(variables["params"])
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)}
     of_audio = {name: leaf for name, leaf in flat.items() if "audio" in name and "projection" in name}
     assert of_audio or architecture == "pooled_logistic"
@@ -145,12 +145,15 @@ def test_late_fusion_trains_each_branch_as_if_alone():
         outputs = model.apply({"params": parameters, "statistics": statistics}, batch, is_training=False)
         return sum(records.mean() for records in task_losses(outputs, batch, loss).values())
 
-    together = jax.grad(functools.partial(total, model, variables["statistics"], batch))(variables["params"])
+    def gradient_of(*arguments):
+        return jax.jit(jax.grad(functools.partial(total, *arguments)))
+
+    together = gradient_of(model, variables["statistics"], batch)(variables["params"])
     for name in MODALITIES:
         alone, part = branch(model, variables, name)
         others = {other: None for other in MODALITIES if other != name}
         only = dataclasses.replace(batch, **others)
-        expected = jax.grad(functools.partial(total, alone, part["statistics"], only))(part["params"])
+        expected = gradient_of(alone, part["statistics"], only)(part["params"])
         found = jax.tree.map(lambda leaf: 3.0 * leaf, together[f"branch_{name}"])
         difference = optax.tree.norm(jax.tree.map(jnp.subtract, found, expected))
         assert float(difference / optax.tree.norm(expected)) < 1e-5
@@ -175,7 +178,7 @@ def test_late_fusion_averages_what_other_tasks_say(emotion):
 
 def test_early_concatenation_is_a_torch_encoder_over_all_tokens():
     """Pre-norm layers with the same weights, each record alone, without padding; F is the mean over all its tokens."""
-    model, records = make("multimodal_transformer"), make_records()
+    model, records = make("multimodal_transformer", num_layers=2), make_records()
     variables, batch = make_variables(model), make_batch(records)
     outputs = apply(model, variables, batch)
     parameters, statistics = jax.device_get((variables["params"], variables["statistics"]))

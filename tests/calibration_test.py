@@ -1,11 +1,11 @@
-"""Reliability and ECE beside scikit-learn's calibration curve, a plain loop, and scipy's Wilson interval."""
+"""Reliability and ECE beside scikit-learn's and a plain loop's, intervals and the temperature beside scipy's."""
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.calibration import calibration_curve
 
-from mmei_jax.reports.calibration import reliability
+from mmei_jax.reports.calibration import best_temperature, reliability
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -73,3 +73,16 @@ def test_intervals_of_bins_are_wilsons(answers):
         if count:
             expected = stats.binomtest(int(found.hit_sum[place]), int(count)).proportion_ci(method="wilson")
             np.testing.assert_allclose(found.hit_interval()[:, place], [expected.low, expected.high], atol=1e-9)
+
+
+def test_best_temperature_is_that_of_a_minimiser():
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 4, 300)
+    logits = 3.0 * generator.normal(size=(300, 4)) + 2.0 * np.eye(4)[label]
+
+    def loss(log_temperature):
+        scaled = logits / np.exp(log_temperature)
+        return np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(300), label])
+
+    expected = np.exp(optimize.minimize_scalar(loss, bounds=(-2, 2), method="bounded").x)
+    assert best_temperature(logits, label) == pytest.approx(expected, rel=0.01)

@@ -1,10 +1,12 @@
 """The claim ledger: which verdict follows from which figures."""
 
 import numpy as np
+import pytest
 
-from mmei_jax.reports.claims import claims_table, table_claims
+from mmei_jax.reports.claims import claims_table, online_claims, read_ab, table_claims
 from mmei_jax.reports.paired_resampling import ResampledMeans
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
+from mmei_jax.types import InputError
 
 METRICS = (*PAPER_METRICS, "emotion/cross_entropy")
 
@@ -60,3 +62,50 @@ def test_what_was_not_measured_says_why():
     text = claims_table(found)
     assert text.startswith(f"{len(found)} claims: {len(found)} cannot be tested.")
     assert len(text.splitlines()) == 4 + len(found)
+
+
+def ab(treatment, placebo, *, is_lost=True):
+    def bounded(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    arms = {"emotion_driven": bounded(*treatment), "placebo": bounded(*placebo)}
+    metrics = ("dwell_seconds", "satisfaction")
+    return {
+        "confidence": 0.95,
+        "uplift": {arm: dict.fromkeys(metrics, found) for arm, found in arms.items()},
+        "placebo_loses_uplift": dict.fromkeys(metrics, is_lost),
+        "source": {"run": "runs/some"},
+    }
+
+
+def test_online_claims_are_those_of_the_simulated_comparison():
+    engagement, satisfaction = online_claims(ab((0.15, 0.13, 0.17), (-0.05, -0.07, -0.03)))
+    assert (engagement.paper, engagement.verdict) == ("+15.2 %", "reproduced")
+    assert engagement.ours == "+15.0 [+13.0, +17.0] %, simulated; placebo -5.0 %"
+    assert engagement.reason == "simulated users, the model of runs/some"
+    wider, _ = online_claims({**ab((0.15, 0.13, 0.17), (-0.05, -0.07, -0.03)), "confidence": 0.99})
+    assert wider.ours == "+15.0 [+13.0, +17.0] %, simulated (99 % interval); placebo -5.0 %"
+    assert (satisfaction.paper, satisfaction.verdict) == ("+11.8 %", "direction only")
+    assert {claim.verdict for claim in online_claims(ab((0.01, -0.01, 0.03), (0.0, 0.0, 0.0)))} == {"not reproduced"}
+
+
+def test_uplift_that_a_placebo_keeps_is_not_reproduced():
+    for claim in online_claims(ab((0.15, 0.10, 0.17), (0.14, 0.10, 0.17), is_lost=False)):
+        assert claim.verdict == "not reproduced"
+        assert claim.reason.endswith("a placebo does not lose the uplift")
+
+
+def test_uplift_on_the_records_that_chose_the_checkpoint_answers_no_claim():
+    found = ab((0.15, 0.13, 0.17), (-0.05, -0.07, -0.03))
+    for split, verdict in (("test", "reproduced"), ("validation", "cannot be tested")):
+        claim = online_claims({**found, "source": {"run": "runs/some", "ab_split": split}})[0]
+        assert claim.verdict == verdict
+    assert claim.reason.startswith("the A/B met the validation split, on which the model's checkpoint was chosen")
+
+
+def test_comparison_that_is_missing_or_damaged_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"ab.json: expected the comparison that mmei_jax.feedback.run leaves"):
+        read_ab(tmp_path)
+    (tmp_path / "ab.json").write_text('{"uplift": {}}')
+    with pytest.raises(InputError, match=r"ab.json: expected the comparison .*emotion_driven"):
+        read_ab(tmp_path)

@@ -11,12 +11,7 @@ from benchmarks import utterance_lengths
 from mmei_jax.simulation import aigc_int
 from mmei_jax.types import InputError
 from mmei_jax.workdir import read_config
-from tests import processes, tiny
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+from tests import processes
 
 
 def run(*arguments):
@@ -45,7 +40,8 @@ def assert_one_line(outcome, *parts):
 CASES = {
     "unknown key": (["--config.model.dimm=8"], ["--config.model.dimm=8", "unknown configuration key"]),
     "key below a value": (["--config.model.dim.wide=8"], ["--config.model.dim.wide=8", "unknown configuration key"]),
-    "wrong type": (["--config.model.dim=wide"], ["config.model.dim", "wide"]),
+    "wrong type": (["--config.model.dim=wide"], ["--config.model.dim=wide: expected an integer;"]),
+    "word for a rate": (["--config.model.dropout_rate=low"], ["--config.model.dropout_rate=low: expected a number;"]),
     "wrong value": (["--config.model.pooling=max"], ["config.model.pooling = 'max'", "'mean'"]),
     "impossible mesh": (["--config.mesh.data=3"], ["config.mesh.data = 3", "at most 1"]),
     "mesh of more devices": (["--config.mesh.fsdp=2"], ["config.mesh.fsdp * config.mesh.tensor = 2 * 1", "of 1"]),
@@ -55,30 +51,62 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def outcomes(data, tmp_path_factory):
+    """Exit code and standard error of every wrong command, by name; and the folder of their runs."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "file").write_text("a file, where a folder is wanted")
+    (folder / "broken.py").write_text("seed = 1\ndef get_config(:\n")
+    train = ["train.py", "--config=tests/tiny_config.py"]
+    on_data = [*train, f"--config.data.path={data}"]
+    commands = {name: [*on_data, f"--workdir={folder / name}", *flags] for name, (flags, _) in CASES.items()}
+    commands |= {
+        "missing file": ["train.py", "--config=configs/nothing.py", f"--workdir={folder}"],
+        "another command's file": ["train.py", "--config=configs/feedback.py", f"--workdir={folder / 'another'}"],
+        "no Python": ["train.py", f"--config={folder / 'broken.py'}", f"--workdir={folder / 'broken'}"],
+        "no configuration": ["train.py", "--config", "tests/tiny.py", f"--workdir={folder / 'none'}"],
+        "not a table": ["eval.py", f"--workdir={folder}", "--feedback=runs/feedback"],
+        "blocked": [*on_data, f"--workdir={folder / 'file' / 'run'}"],
+        "no run": ["eval.py", f"--workdir={folder / 'no'}"],
+        "wrong flag": ["eval.py", "--workdri=runs/it"],
+    }
+    printed = folder / "printed"
+    printed.mkdir()
+    done = processes.run_forked(list(commands.values()), printed, env=processes.environment())
+    return {name: (code, error) for name, (code, _, error) in zip(commands, done, strict=True)}, folder
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_train_refuses(name, data, tmp_path):
+def test_train_refuses(name, outcomes):
+    found, folder = outcomes
+    assert_one_line(found[name], *CASES[name][1])
+    assert not (folder / name).exists()
+
+
+def test_command_that_is_no_fork_refuses_too(data, tmp_path):
+    name = "unknown split"
     flags, parts = CASES[name]
     arguments = ["train.py", "--config=tests/tiny_config.py", f"--workdir={tmp_path / 'run'}"]
-    outcome = run(*arguments, f"--config.data.path={data}", *flags)
-    assert_one_line(outcome, *parts)
+    assert_one_line(run(*arguments, f"--config.data.path={data}", *flags), *parts)
     assert not (tmp_path / "run").exists()
 
 
-def test_missing_config_file_is_told_in_one_line(tmp_path):
-    outcome = run("train.py", "--config=configs/nothing.py", f"--workdir={tmp_path}")
-    assert_one_line(outcome, "configs/nothing.py")
+def test_wrong_config_files_are_told_in_one_line(outcomes):
+    found, folder = outcomes
+    assert_one_line(found["missing file"], "error: --config=configs/nothing.py: no such file")
+    assert_one_line(found["another command's file"], "error: --config=configs/feedback.py: config.ab: unknown key")
+    assert_one_line(found["no Python"], f"{folder / 'broken.py'}, line 2: invalid syntax")
+    assert_one_line(found["no configuration"], "error: --config=tests/tiny.py: ", "get_config")
 
 
-def test_unwritable_workdir_is_told_in_one_line(data, tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("a file, where a folder is wanted")
-    outcome = run(
-        "train.py",
-        "--config=tests/tiny_config.py",
-        f"--config.data.path={data}",
-        f"--workdir={blocked / 'run'}",
-    )
-    assert_one_line(outcome, str(blocked / "run"), "a folder that can be written")
+def test_flags_of_tables_are_refused_for_what_is_none(outcomes):
+    found, folder = outcomes
+    assert_one_line(found["not a table"], f"error: {folder}: --feedback and --unseen are for a table")
+
+
+def test_unwritable_workdir_is_told_in_one_line(outcomes):
+    found, folder = outcomes
+    assert_one_line(found["blocked"], str(folder / "file" / "run"), "a folder that can be written")
 
 
 @pytest.mark.slow
@@ -121,14 +149,14 @@ def test_an_option_that_argparse_refuses_is_told_in_one_line(module, tmp_path):
     assert stderr.count("\n") == 1
 
 
-def test_eval_of_a_folder_without_a_run_is_told_in_one_line(tmp_path):
-    assert_one_line(run("eval.py", f"--workdir={tmp_path / 'no'}"), "config.json", "train.py")
+def test_eval_of_a_folder_without_a_run_is_told_in_one_line(outcomes):
+    assert_one_line(outcomes[0]["no run"], "config.json", "train.py")
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_help_explains_the_flags(script, tmp_path):
+@pytest.mark.parametrize("arguments", [["train.py"], ["eval.py", "--workdir"]])
+def test_help_explains_the_flags(arguments, tmp_path):
     done = subprocess.run(
-        [sys.executable, script, "--help"],
+        [sys.executable, *arguments, "--help"],
         cwd=processes.ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -138,11 +166,12 @@ def test_help_explains_the_flags(script, tmp_path):
     )
     assert done.returncode == 0
     assert "--workdir" in done.stdout
+    assert ("--coordinator_address" in done.stdout) == (arguments == ["train.py"])
     assert "Traceback" not in done.stderr
 
 
-def test_wrong_flag_of_eval_names_the_help_and_no_configuration():
-    outcome = run("eval.py", "--workdri=runs/it")
+def test_wrong_flag_of_eval_names_the_help_and_no_configuration(outcomes):
+    outcome = outcomes[0]["wrong flag"]
     assert_one_line(outcome, "workdri", "--help lists the flags")
     assert "configs/default.py" not in outcome[1]
 

@@ -12,7 +12,7 @@ import jaxlib
 import pytest
 
 from mmei_jax import compilation_cache
-from tests import processes, tiny
+from tests import processes
 
 # What a start does, in short: switch the cache on, compile, count what was found and what was put down.
 PROGRAM = """
@@ -161,8 +161,7 @@ def test_commands_switch_it_on(script):
 
 
 @pytest.mark.slow
-def test_second_training_and_evaluation_compile_nothing(tmp_path):
-    data = tiny.make_dataset(tmp_path / "data")
+def test_second_training_and_evaluation_compile_nothing(data, tmp_path):
     environment = {
         **processes.environment(tmp_path),
         "XDG_CACHE_HOME": str(tmp_path / "home"),

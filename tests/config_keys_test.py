@@ -3,20 +3,25 @@
 import dataclasses
 import sys
 
+import jax.numpy as jnp
 import pytest
 
 from mmei_jax import config as config_module
+from mmei_jax.config import MaxTokens
+from mmei_jax.item_words import read_words
 from mmei_jax.optimizer import make_schedule
+from mmei_jax.raw_inputs import raw_encoding
 from mmei_jax.training import train
-from tests import tiny
+from mmei_jax.types import InputError, TrainState
+from mmei_jax.warm_start import with_initial_parameters
+from tests import random_encoders, tiny
 
 GROUPS = [value for value in vars(config_module).values() if dataclasses.is_dataclass(value)]
 # Converting a configuration, comparing and hashing it read every key without using any.
 NOT_A_USE = (config_module.__file__, dataclasses.__file__, "<string>")
 
 
-def test_every_key_is_read_outside_the_configuration_itself(tmp_path, monkeypatch):
-    data = tiny.make_dataset(tmp_path / "data")
+def test_every_key_is_read_outside_the_configuration_itself(data, tmp_path, monkeypatch):
     config = tiny.config(data, train__num_epochs=1)
     read = set()
 
@@ -35,6 +40,17 @@ def test_every_key_is_read_outside_the_configuration_itself(tmp_path, monkeypatc
     train(config, tmp_path / "run")
     stepped = dataclasses.replace(config.optimizer, schedule="step", step_epochs=(1,))
     make_schedule(stepped, num_steps=10, steps_per_epoch=5.0)
+    folders = {name: str(folder) for name, folder in random_encoders.make(tmp_path / "encoders").converted.items()}
+    encoder = folders["text"]
+    encoders = dataclasses.replace(config.model.encoders, **folders)
+    raw = dataclasses.replace(config, model=dataclasses.replace(config.model, encoders=encoders))
+    raw = dataclasses.replace(raw, data=dataclasses.replace(raw.data, max_tokens=MaxTokens((4,), (800,), (8,))))
+    for name, spec in random_encoders.raw_specs(folders["text"]).items():
+        raw_encoding(raw, name, spec)
+    read_words(["a word"], dataclasses.replace(config.model, content_encoder=encoder, content_max_tokens=8))
+    begun = dataclasses.replace(config.train, initial_workdir=str(tmp_path / "run"), initial_parameters="^$")
+    with pytest.raises(InputError, match="matches no parameter"):
+        with_initial_parameters(TrainState(jnp.zeros((), jnp.int32), {}, {}, ()), begun)
     monkeypatch.undo()
     declared = {(group.__name__, field.name) for group in GROUPS for field in dataclasses.fields(group)}
     assert len(declared) > 50

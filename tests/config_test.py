@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from mmei_jax.config import parse
 from mmei_jax.extraction import extraction_config
+from mmei_jax.feedback import loop_config
 from mmei_jax.table_config import is_table, parse_table
 from mmei_jax.types import InputError
 
@@ -24,6 +25,10 @@ def test_every_shipped_config_is_accepted_and_survives_json(name):
         table = parse_table(values)
         assert parse_table(json.loads(json.dumps(values))) == table
         assert len(set(table.rows.values())) == len(table.rows) > 5
+        return
+    if name == "feedback":
+        loop = loop_config.parse(values)
+        assert loop_config.parse(json.loads(json.dumps(values))) == loop
         return
     if not name.startswith("extraction"):
         config = parse(values)

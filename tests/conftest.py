@@ -18,19 +18,27 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 # Runs of one configuration compile once, in whatever test and process they run: workers of pytest-xdist and commands
 # that tests start inherit the folder, which is new for every session. What earlier sessions compiled reaches nobody.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="mmei_jax-compiled-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    kept = tempfile.mkdtemp(prefix="mmei_jax-kept-")
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{kept}/compiled"
+    # The same holds for what commands keep in the user's cache folder; Matplotlib goes on with its list of fonts.
+    fonts = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"
+    os.environ.setdefault("MPLCONFIGDIR", str(fonts))
+    os.environ["XDG_CACHE_HOME"] = f"{kept}/user"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax
 import jaxtyping
 import pytest
 
+from tests import checked_calls
+
 PACKAGE = Path(__file__).parents[1] / "mmei_jax"
 
 # Modules whose annotations cannot be checked, and why.
 UNCHECKED = {
-    "mmei_jax.config": "beartype cannot read annotations that name types.GenericAlias; no arrays here",
+    "mmei_jax.config": "replicas put traced numbers into its dataclasses",
+    "mmei_jax.config_values": "beartype cannot read annotations that name types.GenericAlias; no arrays here",
     "mmei_jax.record_schema": "its dataclasses hold what users give; the writer says in one line what is wrong with it",
     "mmei_jax.types": "jax.tree.map and jax.eval_shape put shapes, shardings and plain objects into its dataclasses",
 }
@@ -46,7 +54,16 @@ def _checked_modules() -> list[str]:
 
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
+# What the slow tier calls, the quick one does too, and that one always checks.
+if os.environ.get("MMEI_JAX_CHECK_TYPES", "1") == "1":
+    checked_calls.install()
+    jaxtyping.install_import_hook(_checked_modules(), "beartype.beartype")
+
+
+def pytest_runtest_setup() -> None:
+    """Every test checks every function that it calls."""
+    checked_calls.begin_test()
+
 
 # Files of minutes, longest first: begun last, one of them would keep one worker busy while the others are done.
 _LONGEST_FILES = (
@@ -69,3 +86,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first; the order within a file, and of all others, stays."""
     rank = {name: place for place, name in enumerate(_LONGEST_FILES)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny simulated data set, made once for all tests of a process: to be read only."""
+    # Here, after the checks are installed.
+    from tests import tiny
+
+    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")

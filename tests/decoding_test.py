@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmei_jax.encoders.preprocessing import ImagePreprocessing
 from mmei_jax.extraction import decoding
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.decoding import AudioSettings, DecodeSettings, VisionSettings, choose_workers, decode_clips
-from mmei_jax.extraction.preprocessing import ImagePreprocessing
 from mmei_jax.types import InputError
 from tests import made_media
 

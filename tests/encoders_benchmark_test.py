@@ -99,13 +99,13 @@ def test_conversion_and_warm_compilation_are_held_to_what_is_allowed(tmp_path, m
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     case = dataclasses.replace(SMALL_CASES[0], folder=tmp_path / "bert")
     save_checkpoint(case)
-    seconds, memory = encoders._in_new_process(encoders.convert_and_measure, case)
+    seconds, memory = rounds.in_new_process(encoders.convert_and_measure, case)
     assert seconds > 0.0
     assert memory > 0.5
     assert encoders._allowed("x", 10.0, 4.0)["ratio"] == 2.5
     kept = []
     for _ in range(2):
-        assert encoders._in_new_process(encoders.compile_and_measure, case, str(tmp_path / "cache")) > 0.0
+        assert rounds.in_new_process(encoders.compile_and_measure, case, str(tmp_path / "cache")) > 0.0
         kept.append(set((tmp_path / "cache").rglob("*-cache")))
     # The second process compiles nothing that the first had not left behind.
     assert kept[0] == kept[1] != set()

@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from mmei_jax.feedback import environment
-from mmei_jax.feedback.environment import EnvironmentConfig, expected_satisfaction, make_world, new_users, show
+from mmei_jax.feedback.environment import (
+    EnvironmentConfig,
+    draw_replays,
+    expected_satisfaction,
+    make_world,
+    new_users,
+    show,
+)
 from mmei_jax.simulation import aigc_int
 from mmei_jax.simulation.aigc_int_feedback import (
     EXAMINATION,
@@ -49,6 +57,16 @@ def users_like(latents, world):
         emotion=jnp.asarray(latents.emotion),
         intent=jnp.asarray(latents.intent),
     )
+
+
+def test_replays_are_poisson():
+    count, rates = 200_000, np.array([0.0, 0.3, 1.0], np.float32)
+    found = draw_replays(jax.random.key(0), jnp.tile(rates, (count, 1)))
+    for rate, drawn in zip(rates, np.asarray(found).T, strict=True):
+        expected = count * scipy.stats.poisson.pmf(np.arange(12), rate)
+        counts = np.bincount(drawn, minlength=12)
+        assert len(counts) == 12
+        np.testing.assert_array_less(np.abs(counts - expected), 4.5 * expected**0.5 + 1.0)
 
 
 def test_satisfaction_is_the_simulators(latents, world):
@@ -154,11 +172,12 @@ def test_pool_that_lacks_a_state_is_refused():
 
 
 def test_environment_never_imports_the_model():
-    """Nor anything that could hold one: the simulator, types and libraries alone."""
+    """Nor anything that could hold one: the simulator, types, checks of values and libraries alone."""
     tree = ast.parse(Path(environment.__file__).read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in imported if name.startswith("mmei_jax")}
     assert ours == {
+        "mmei_jax.config_values",
         "mmei_jax.simulation",
         "mmei_jax.simulation.aigc_int",
         "mmei_jax.simulation.aigc_int_feedback",

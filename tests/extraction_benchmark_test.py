@@ -114,16 +114,11 @@ def test_timed_cases_compare_before_they_measure(case, monkeypatch):
     ]
 
 
-def test_busy_time_counts_what_overlaps_once_and_is_none_without_a_device(tmp_path):
-    assert extraction.union_of_spans([(0, 2), (1, 3), (5, 6)]) == 4.0
-    assert extraction.device_busy_seconds(tmp_path) is None
-
-
 @pytest.mark.slow
 def test_memory_and_the_case_of_a_gpu_run_through(case):
     extraction._keep_programs(case)
-    assert extraction._in_new_process(extraction.measure_peak_memory, case) > 1e8
-    entry = extraction._in_new_process(extraction.on_gpu, dataclasses.replace(case, compute_dtype="bfloat16"))
+    assert rounds.in_new_process(extraction.measure_peak_memory, case) > 1e8
+    entry = rounds.in_new_process(extraction.on_gpu, dataclasses.replace(case, compute_dtype="bfloat16"))
     assert entry["bounded_by"] in ("decoding", "encoding")
     # A CPU is no device of its own.
     assert entry["device_busy_share"] is None

@@ -1,6 +1,9 @@
 """The feedback log: what may be written, and that nothing is lost, whoever writes and however they end."""
 
+import contextlib
+import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -8,6 +11,7 @@ import sys
 import pyarrow as pa
 import pytest
 
+from mmei_jax.feedback import log as log_module
 from mmei_jax.feedback.log import (
     SCHEMA,
     FeedbackWriter,
@@ -96,6 +100,24 @@ def test_what_is_not_valid_is_refused_with_its_rows_and_nothing_is_written(tmp_p
             writer.append(impressions(**changes))
     assert ids(tmp_path / "log") == ["i0", "i1"]
     check_impressions(impressions(0))
+
+
+def test_an_append_looks_up_what_it_shows_and_not_the_catalogue(tmp_path, monkeypatch):
+    """A set of a million ids for each append would cost seconds."""
+    catalogue, sizes = [f"c{number}" for number in range(1_000)], []
+    array = pa.array
+
+    def made(values, *args):
+        sizes.append(len(values))
+        return array(values, *args)
+
+    with FeedbackWriter(tmp_path, known_items=catalogue) as writer, monkeypatch.context() as patch:
+        patch.setattr(log_module.pa, "array", made)
+        writer.append(impressions(3))
+        with pytest.raises(InputError, match=r"item_ids, row 0: .*items of the catalogue"):
+            writer.append(make_impressions(columns(1, item_ids=[["c1000"]])))
+    assert sizes
+    assert max(sizes) < 10
 
 
 def test_columns_that_are_not_those_of_a_log_are_refused(tmp_path):
@@ -187,3 +209,46 @@ def test_partial_that_was_cut_off_gives_its_whole_appends(tmp_path):
             assert ids(folder) == expected
         assert not list(folder.glob("*.partial"))
     writer.seal()
+
+
+def test_partial_that_another_writer_takes_for_a_dead_ones_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    lock, taken = fcntl.flock, []
+
+    def recover_first(file, how):
+        if how == fcntl.LOCK_EX and not taken:
+            taken.append(file.name)
+            assert recover(tmp_path) == []
+            assert not list(tmp_path.iterdir())
+        lock(file, how)
+
+    monkeypatch.setattr(log_module.fcntl, "flock", recover_first)
+    with FeedbackWriter(tmp_path) as writer:
+        writer.append(impressions(2))
+        assert len(taken) == 1
+        # From here on it is locked.
+        assert recover(tmp_path) == []
+        writer.append(impressions(2, 2))
+    assert ids(tmp_path) == ["i0", "i1", "i2", "i3"]
+
+
+@pytest.mark.parametrize("num_free", [0, 1, 2])
+def test_partial_that_cannot_be_read_now_is_kept(tmp_path, num_free):
+    """With too few files that may be open, as a busy server has it."""
+    writer = FeedbackWriter(tmp_path / "theirs")
+    writer.append(impressions(2))
+    (partial,) = (tmp_path / "theirs").glob("*.partial")
+    log = tmp_path / "log"
+    log.mkdir()
+    (log / partial.name).write_bytes(partial.read_bytes())
+    writer.seal()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    next_file = os.open(tmp_path, os.O_RDONLY)
+    os.close(next_file)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_file + num_free, hard))
+    try:
+        with contextlib.suppress(OSError):
+            recover(log)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    recover(log)
+    assert ids(log) == ["i0", "i1"]

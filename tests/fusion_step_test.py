@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import agreement, fusion_step, rounds, torch_mmei
-from benchmarks.fusion_cases import EAGER, NUM_BATCHES, Case, make_batches, make_tasks
+from benchmarks.fusion_cases import EAGER, NUM_BATCHES, Case
 from benchmarks.matmul import matmul_operations
 from mmei_jax.types import TokenSequence
 
@@ -34,7 +34,7 @@ COMPARED = {**agreement.CHANGES, "optimizer__learning_rate": 1e-3}
 
 
 def tiny_batches():
-    return make_batches(TINY, make_tasks(TINY, TINY.config()))
+    return TINY.batches(TINY.tasks(TINY.config()))
 
 
 def with_padding(batches):
@@ -80,6 +80,12 @@ def test_torch_peer_has_our_losses_over_several_updates(our_losses, change):
     ours = our_losses(batches)
     assert len(set(ours)) == NUM_UPDATES
     np.testing.assert_allclose(their_losses(batches), ours, rtol=5e-6)
+
+
+def test_torch_peer_computes_in_bfloat16_as_the_gpu_cases_do(our_losses):
+    batches = tiny_batches()
+    theirs = their_losses(batches, TINY.config(**COMPARED, model__compute_dtype="bfloat16"))
+    np.testing.assert_allclose(theirs[0], our_losses(batches, 1)[0], rtol=2e-2)
 
 
 def test_peer_that_learns_at_another_rate_is_found_to_differ(our_losses):

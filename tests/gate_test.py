@@ -53,6 +53,15 @@ def test_policy_that_the_log_does_not_cover_is_refused():
     assert "refused: mean weight 0." in verdict.reason
 
 
+def test_bound_that_does_not_exist_is_told_as_such():
+    """No decision of the log is one that the candidate would make, and the gate does not ask for overlap."""
+    open_gate = GateConfig(estimator="snips", num_draws=5, least_effective_share=0.0, mean_weight_range=(0.0, 9.0))
+    verdict = judge(log([0.0, 0.0, 0.0], 50), open_gate)
+    assert not verdict.is_promoted
+    assert np.isnan(verdict.low)
+    assert verdict.reason == "refused: no bound of the gain: snips is undefined in every draw of the bootstrap"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -60,6 +69,12 @@ def test_policy_that_the_log_does_not_cover_is_refused():
         ({"confidence": 0.3}, "gate.confidence = 0.3"),
         ({"least_effective_share": 2.0}, "gate.least_effective_share = 2.0"),
         ({"mean_weight_range": (1.1, 1.2)}, "gate.mean_weight_range"),
+        ({"largest_weight": -1.0}, "gate.largest_weight = -1.0: expected above 0"),
+        ({"largest_weight": float("nan")}, "gate.largest_weight = nan: expected above 0"),
+        ({"least_gain": float("nan")}, "gate.least_gain = nan: expected a finite number"),
+        ({"num_draws": 0}, "gate.num_draws = 0: expected at least 1"),
+        ({"num_draws": -1}, "gate.num_draws = -1: expected at least 1"),
+        ({"seed": -1}, "gate.seed = -1: expected at least 0"),
     ],
 )
 def test_gates_that_make_no_sense_are_refused(changes, message):
@@ -68,5 +83,5 @@ def test_gates_that_make_no_sense_are_refused(changes, message):
 
 
 def test_gate_that_reads_a_model_wants_one():
-    with pytest.raises(InputError, match="estimator = 'dr' reads a reward model"):
+    with pytest.raises(InputError, match=r"config.gate.estimator = 'dr': expected predicted rewards"):
         judge(log(LOGGING), GateConfig())

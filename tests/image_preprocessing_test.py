@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import transformers
 
-from mmei_jax.extraction.preprocessing import ImagePreprocessing
+from mmei_jax.encoders.preprocessing import ImagePreprocessing
 from mmei_jax.types import InputError
 
 

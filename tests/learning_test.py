@@ -26,7 +26,10 @@ STATES = jnp.array([[1.0, 0.0], [0.0, 1.0]])
 ITEMS = jnp.array([[1.0, 0.2], [-0.3, 1.0], [0.1, 0.1]])
 REWARD = np.array([[0.1, 0.9, 0.3], [0.8, 0.2, 0.5]], np.float32)
 LOGGING = np.array([[0.5, -0.2, 0.1], [0.0, 0.3, 0.6]], np.float32)
-PLAIN = LearningConfig(largest_weight=1e9, divergence_weight=0.0, temperature=0.5, uniform_share=0.2)
+PLAIN = LearningConfig(
+    gradient="reinforce", largest_weight=1e9, divergence_weight=0.0, temperature=0.5, uniform_share=0.2
+)
+ROBUST = dataclasses.replace(PLAIN, gradient="doubly_robust")
 PAIRS = np.array(list(itertools.permutations(range(3), 2)), np.int32)
 
 
@@ -81,9 +84,7 @@ def true_reward(parameters, config=PLAIN):
 
 def one(logged, row):
     """A single slate."""
-    by_slate = dataclasses.replace(logged, position_factor=None)
-    cut = jax.tree.map(lambda leaf: leaf[row : row + 1], by_slate)
-    return dataclasses.replace(cut, position_factor=logged.position_factor)
+    return jax.tree.map(lambda leaf: leaf[row : row + 1], logged)
 
 
 def expected_gradient(config=PLAIN, **changes):
@@ -115,13 +116,26 @@ def true_gradient():
 
 @pytest.mark.parametrize("has_model", [False, True], ids=["reinforce", "doubly_robust"])
 def test_gradient_is_that_of_the_true_reward(has_model):
-    model = {}
+    model, config = {}, PLAIN
     if has_model:
+        config = ROBUST
         wrong = np.array([[0.4, 0.4, 0.2], [0.3, 0.6, 0.1]], np.float32)
         logged, _ = everything()
-        model = {"predicted": logged.states @ wrong, "position_factor": np.array([0.7], np.float32)}
-    found = expected_gradient(**model)
+        model = {"predicted": logged.states @ wrong, "position_factor": np.full((12, 1), 0.7, np.float32)}
+    found = expected_gradient(config, **model)
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5), found, true_gradient())
+
+
+def test_gradient_is_the_one_that_the_configuration_names():
+    """Whether a model's answers are there or not."""
+    logged, wrong = log(50), np.array([[0.4, 0.4, 0.2], [0.3, 0.6, 0.1]], np.float32)
+    with_model = dataclasses.replace(logged, predicted=logged.states @ wrong)
+    without = jax.grad(objective)(start(), ITEMS, logged, PLAIN)
+    jax.tree.map(np.testing.assert_array_equal, jax.grad(objective)(start(), ITEMS, with_model, PLAIN), without)
+    robust = jax.grad(objective)(start(), ITEMS, with_model, ROBUST)
+    assert np.abs(robust.item_bias - without.item_bias).max() > 1e-3
+    with pytest.raises(InputError, match=r"config.learning.gradient = 'doubly_robust': expected predicted rewards"):
+        learn_policy(start(), ITEMS, logged, ROBUST)
 
 
 def test_clipping_changes_the_gradient():
@@ -147,6 +161,18 @@ def test_learned_policy_is_better_and_the_penalty_holds_it_back():
     assert distance(held) < 0.2 * distance(learned)
 
 
+def test_slates_drawn_for_each_gradient_teach_the_same():
+    config = dataclasses.replace(PLAIN, largest_weight=10.0, learning_rate=0.05, num_steps=150)
+    before, logged = PolicyParameters.zeros(2, 3), log(2_000)
+    whole, _ = learn_policy(before, ITEMS, logged, config)
+    drawn = dataclasses.replace(config, batch_size=200)
+    first, second = (learn_policy(before, ITEMS, logged, drawn, seed=seed)[0] for seed in (1, 2))
+    assert float(true_reward(first)) == pytest.approx(float(true_reward(whole)), abs=0.01)
+    again, _ = learn_policy(before, ITEMS, logged, drawn, seed=1)
+    np.testing.assert_array_equal(again.item_bias, first.item_bias)
+    assert np.abs(second.item_bias - first.item_bias).max() > 0.0
+
+
 def test_model_makes_the_learned_policy_less_a_matter_of_chance():
     config = dataclasses.replace(PLAIN, largest_weight=10.0, learning_rate=0.05, num_steps=60)
     without, with_model = [], []
@@ -158,7 +184,8 @@ def test_model_makes_the_learned_policy_less_a_matter_of_chance():
         noisy = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32) if leaf.dtype == np.float64 else leaf, noisy)
         without.append(float(true_reward(learn_policy(start_here, ITEMS, noisy, config)[0])))
         robust = dataclasses.replace(noisy, **model)
-        with_model.append(float(true_reward(learn_policy(start_here, ITEMS, robust, config)[0])))
+        learned, _ = learn_policy(start_here, ITEMS, robust, dataclasses.replace(config, gradient="doubly_robust"))
+        with_model.append(float(true_reward(learned)))
     assert np.mean(with_model) > np.mean(without)
 
 
@@ -183,6 +210,7 @@ def test_rewards_are_their_formula():
         (RewardConfig, {"full_replays": 0.0}, "reward.full_replays = 0.0: expected above 0"),
         (LearningConfig, {"temperature": 0.0}, "learning.temperature = 0.0: expected above 0"),
         (LearningConfig, {"num_steps": 0}, "learning.num_steps = 0: expected at least 1"),
+        (LearningConfig, {"batch_size": -1}, "learning.batch_size = -1: expected at least 0"),
         (LearningConfig, {"divergence_weight": -0.1}, "learning.divergence_weight = -0.1"),
         (LearningConfig, {"uniform_share": 1.5}, "learning.uniform_share = 1.5: expected from 0 to 1"),
     ],

@@ -33,11 +33,6 @@ ONE_LAYOUT = {**PACKING, "num_rows": (6,)}
 NO_DROPOUT = {"model__dropout_rate": 0.0, "model__modality_dropout_rate": 0.0}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
-
-
 def packed_config(data, packing=PACKING, **changes):
     config = tiny.config_dict(data, **changes)
     with config.data.ignore_type():
@@ -197,7 +192,7 @@ def prepare(config):
 
 
 def test_each_layout_compiles_once(data):
-    config = packed_config(data, {**PACKING, "num_rows": (4, 6)})
+    config = packed_config(data, {**PACKING, "num_rows": (4, 6)}, **tiny.LEAST)
     step, state, batches = prepare(config)
     compiled, shapes = [], set()
 
@@ -261,7 +256,7 @@ class TestTraining:
             np.testing.assert_array_equal(np.sort(packed[packed >= 0]), np.sort(padded))
 
     def test_run_logs_ids_of_records_alone(self, data, tmp_path, capsys):
-        config = packed_config(data, ONE_LAYOUT, train__num_epochs=1, train__write_record_ids=True)
+        config = packed_config(data, ONE_LAYOUT, train__num_epochs=1, train__write_record_ids=True, **tiny.LEAST)
         train(config, tmp_path)
         lines = (tmp_path / "record_ids.jsonl").read_text().splitlines()
         ids = list(itertools.chain.from_iterable(json.loads(line)["ids"] for line in lines))
@@ -279,7 +274,8 @@ class TestTraining:
                     array[...] = np.nan
             return kept
 
-        config = packed_config(data, ONE_LAYOUT, train__num_epochs=1)
+        # Two modalities have the attention within and across that would spread it.
+        config = packed_config(data, ONE_LAYOUT, train__num_epochs=1, data__modalities=("vision", "text"))
         name = Dataset.open(data).split("train").ids(np.array([bad]))[0]
         monkeypatch.setattr(RaggedColumn, "fill", poisoned)
         with pytest.raises(InputError, match=rf"the emotion loss is not finite for records {name};"):
@@ -311,7 +307,8 @@ class TestEvaluation:
     def test_metrics_and_predictions_are_those_of_padded_batches_in_the_order_of_the_split(self, data):
         results = []
         # bpr: its loss, too, is one of the whole evaluation batch.
-        for config in (tiny.config(data, loss__ranking="bpr"), packed_config(data, loss__ranking="bpr")):
+        changes = {"loss__ranking": "bpr", "data__modalities": ("vision", "text")}
+        for config in (tiny.config(data, **changes), packed_config(data, **changes)):
             dataset = Dataset.open(data)
             mesh, model = make_mesh(config), build_model(config, dataset)
             state = initial_state(model, optax.sgd(0.1), mesh, seed=0, statistics={})
@@ -362,6 +359,7 @@ def test_eight_devices_train_on_packed_rows_as_one_and_rows_they_cannot_share_ar
         "train.py",
         "--config=tests/tiny_config.py",
         f"--config.data.path={data}",
+        "--config.data.modalities=('vision', 'audio', 'text')",
         "--config.train.num_epochs=1",
         "--config.train.log_every_steps=1",
         "--config.data.packing.records_per_row=4",

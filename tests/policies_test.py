@@ -10,10 +10,12 @@ import sklearn.linear_model
 
 from mmei_jax.feedback.policies import (
     LinearBandit,
+    choose_penalty,
     draw_slates,
     factorise,
     popularity_scores,
     slate_propensities,
+    uniform_slates,
 )
 from mmei_jax.types import InputError
 
@@ -58,6 +60,18 @@ def test_small_temperature_is_greedy_and_what_is_not_allowed_never_comes():
     assert (np.sort(mixed.items, axis=1) == [0, 1, 2]).all()
 
 
+def test_uniform_slates_are_those_of_uniform_choice():
+    count, num_items = 60_000, 5
+    found = jax.device_get(uniform_slates(jax.random.key(3), count, num_items, slate_size=3))
+    scores, allowed = jnp.zeros((count, num_items)), jnp.ones((count, num_items), bool)
+    stated = slate_propensities(scores, allowed, jnp.asarray(found.items), temperature=1.0, uniform_share=1.0)
+    np.testing.assert_allclose(found.propensity, stated, rtol=1e-6)
+    slates, counts = np.unique(found.items, axis=0, return_counts=True)
+    assert len(slates) == 5 * 4 * 3
+    expected = count / len(slates)
+    np.testing.assert_allclose(counts, expected, atol=4.5 * expected**0.5)
+
+
 def test_popularity_ranks_by_click_rate_and_doubts_rare_items():
     scores = popularity_scores(np.array([50, 1, 0, 5]), np.array([100, 1, 0, 100]))
     assert list(np.argsort(-scores)) == [0, 1, 2, 3]
@@ -79,6 +93,19 @@ def test_factors_find_who_likes_what_and_know_nothing_of_strangers():
     np.testing.assert_allclose(scores[-1], found.item[:, -1])
     with pytest.raises(InputError, match="0 views"):
         factorise(user[:0], item[:0], is_click[:0], num_users=1, num_items=1)
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(3.0, 1.0), (0.0, 300.0)])
+def test_penalty_is_the_one_that_tells_held_out_clicks(strength, expected):
+    """Little where users differ; where they do not, the largest, which leaves the items' click rates alone."""
+    generator = np.random.default_rng(0)
+    num_users, num_items, count = 60, 40, 12_000
+    taste, style = generator.normal(size=(num_users, 2)), generator.normal(size=(num_items, 2))
+    user, item = generator.integers(0, num_users, count), generator.integers(0, num_items, count)
+    probability = 1.0 / (1.0 + np.exp(-strength * (taste[user] * style[item]).sum(axis=1)))
+    is_click = generator.random(count) < probability
+    sizes = {"num_users": num_users, "num_items": num_items, "rank": 2, "num_sweeps": 6}
+    assert choose_penalty(user, item, is_click, (1.0, 30.0, 300.0), **sizes) == expected
 
 
 def test_linear_bandit_is_ridge_regression_with_its_posterior():

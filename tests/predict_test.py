@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import jax
+import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -10,10 +12,15 @@ from safetensors.numpy import load_file, save_file
 from configs import default
 from mmei_jax import predict as predict_module
 from mmei_jax.config import parse
-from mmei_jax.encoders.pretrained_files import sha256_of
-from mmei_jax.evaluation import evaluate_workdir
+from mmei_jax.evaluation import evaluate_workdir, open_best_run
 from mmei_jax.extraction.clips import Clip
+from mmei_jax.extraction.decoding import decode_clip
+from mmei_jax.extraction.encoding import ClipEncoder, open_encoders
+from mmei_jax.extraction.shard_extraction import make_settings
+from mmei_jax.fingerprints import sha256_of
 from mmei_jax.predict import predict
+from mmei_jax.serving import __main__ as serving
+from mmei_jax.serving.loading import load
 from mmei_jax.training import train
 from mmei_jax.types import InputError
 from tests import made_media, tiny_encoders, tiny_extraction
@@ -90,11 +97,15 @@ def test_what_cannot_be_read_is_told_in_one_line(run, capsys, tmp_path):
 
     assert "nothing to read: expected one of vision, audio, text" in line()
     assert "missing" in line("--video=/none.mp4")
+    told = line("--text=a", "--user=speaker0")
+    assert "user 'speaker0': the run has no user side (config.model.user_embedding = False" in told
     for seconds in ("-2", "nan", "inf"):
         assert "expected 0 <= start < end" in line(f"--video={run / 'clips' / '3.mp4'}", f"--start_seconds={seconds}")
     (tmp_path / "text.mp4").write_text("no video")
     assert "unreadable" in line(f"--video={tmp_path / 'text.mp4'}")
-    assert "extraction.json: missing" in line("--text=a", f"--extraction={tmp_path / 'extraction.json'}")
+    told = line("--text=a", f"--extraction={tmp_path / 'extraction.json'}")
+    assert "extraction.json: missing: how this run's features were made is not known" in told
+    assert "expected a run on features that mmei_jax.extraction.extract made of clips (simulated and" in told
     (tmp_path / "extraction.json").write_text("{}")
     assert "not a configuration of an extraction" in line("--text=a", f"--extraction={tmp_path / 'extraction.json'}")
 
@@ -125,3 +136,32 @@ def test_what_is_longer_than_the_run_takes_is_read_to_its_limit_and_told(run, ca
     assert found["num_tokens_cut"]["audio"] == 39
     assert predict_module.main([f"--workdir={run / 'run'}", f"--audio={run / 'clips' / 'long.mp4'}"]) == 0
     assert "100 of 139" in capsys.readouterr().out
+
+
+def test_exported_programs_read_a_clip_as_it_is_read_here(run, tmp_path):
+    given = [f"--workdir={run / 'run'}", f"--output={tmp_path / 'export'}", "--platforms=cpu"]
+    assert serving.main(["export", "--parts=fusion,encoders", *given]) == 0
+    programs = load(tmp_path / "export").programs
+    clip = Clip("any", "any", path="10.mp4", text="a happy word .")
+    modalities = ("vision", "audio", "text")
+    dataset = open_best_run(run / "run").dataset
+    encoder, config = open_encoders(dataset.path / "extraction.json", modalities, dataset.spec, ClipEncoder)
+    decoded = decode_clip(clip, make_settings(config, encoder, run / "clips", None))
+    ids = np.array([encoder.text.tokenizer.encode(clip.text).token_ids], np.int32)
+    samples = encoder.audio.preprocessing.normalise(decoded.samples)[None]
+    vision = programs["vision_encoder"](pixels=decoded.frames.pixels[decoded.frames.has_face])["features"][None]
+    audio = programs["audio_encoder"](samples=samples, lengths=np.array([samples.shape[1]], np.int32))
+    text = programs["text_encoder"](token_ids=ids, lengths=np.array([ids.shape[1]], np.int32))["features"]
+    read = programs["fusion"](
+        vision_features=vision,
+        vision_lengths=np.array([vision.shape[1]], np.int32),
+        audio_features=audio["features"],
+        audio_lengths=audio["lengths"],
+        text_features=text,
+        text_lengths=np.array([text.shape[1]], np.int32),
+    )
+    expected = predict(run / "run", clip, base=run / "clips")
+    assert audio["lengths"].tolist() == [expected["num_tokens"]["audio"]]
+    probabilities = jax.nn.softmax(read["emotion"][0])
+    np.testing.assert_allclose(probabilities, list(expected["emotion"]["probabilities"].values()), atol=1e-5)
+    np.testing.assert_allclose(read["modality_weights"][0], list(expected["modality_weights"].values()), atol=1e-5)

@@ -11,9 +11,11 @@ from safetensors.numpy import save_file
 
 from mmei_jax.encoders import pretrained
 from mmei_jax.encoders.hugging_face_config import ConfigReader
-from mmei_jax.encoders.pretrained_files import sha256_of
 from mmei_jax.encoders.pretrained_tables import FAMILIES
 from mmei_jax.encoders.pretrained_weights import parameter_shapes
+from mmei_jax.encoders.tokenizer import vocabulary_fingerprint
+from mmei_jax.fingerprints import sha256_of
+from mmei_jax.records import ModalitySpec, Producer
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "happy", "sad", "voice", "and", "##s", "the", "word", ".")
 _SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
@@ -43,6 +45,15 @@ def make(folder: Path) -> RandomEncoders:
     vocabulary.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     transformers.BertTokenizer(vocab=str(vocabulary)).save_pretrained(folders["text"])
     return RandomEncoders(folders)
+
+
+def raw_specs(text_folder: str) -> dict[str, ModalitySpec]:
+    """What a data set of raw media for these encoders says of each modality."""
+    return {
+        "vision": ModalitySpec(32 * 32 * 3, "uint8", token_shape=(32, 32, 3)),
+        "audio": ModalitySpec(1, "int16", Producer(sample_rate_hz=16_000)),
+        "text": ModalitySpec(1, "int32", Producer(revision=vocabulary_fingerprint(text_folder))),
+    }
 
 
 def _write(folder: Path, config: dict[str, object]) -> Path:

@@ -11,13 +11,14 @@ import pytest
 
 from mmei_jax.encoders import random_weights
 from mmei_jax.encoders.hugging_face_config import ConfigReader
+from mmei_jax.encoders.preprocessing import AudioPreprocessing, ImagePreprocessing
 from mmei_jax.encoders.pretrained import load
+from mmei_jax.encoders.pretrained_files import read_preprocessing
 from mmei_jax.encoders.pretrained_tables import ARCHITECTURES
 from mmei_jax.encoders.random_weights import SIZES, make_random_encoder
+from mmei_jax.encoders.tokenizer import Tokenizer
 from mmei_jax.encoders.tokenizer_training import read_texts
 from mmei_jax.extraction.encoder_loading import encoder_name
-from mmei_jax.extraction.preprocessing import AudioPreprocessing, ImagePreprocessing, read_file
-from mmei_jax.extraction.text_encoding import Tokenizer
 from mmei_jax.types import InputError
 from tests.processes import ROOT
 
@@ -79,7 +80,7 @@ def test_seed_gives_the_weights_which_are_loaded_and_called_random(kind, tmp_pat
 @pytest.mark.parametrize("kind", ["vit", "wav2vec2", "resnet", "audio_cnn"])
 def test_preprocessing_is_the_kinds_own_unless_it_stands_beside_the_configuration(kind, tmp_path):
     folder, _ = make(tmp_path, kind)
-    values = read_file(folder)
+    values = read_preprocessing(folder)
     if kind in ("vit", "resnet"):
         image = ImagePreprocessing.read(values)
         expected = (32, None, 0.5) if kind == "vit" else (224, 256, 0.485)
@@ -89,7 +90,7 @@ def test_preprocessing_is_the_kinds_own_unless_it_stands_beside_the_configuratio
     source = write_config(tmp_path / "with", kind)
     (source / "preprocessor_config.json").write_text('{"size": 64, "sampling_rate": 8000}')
     make_random_encoder(str(source / "config.json"), tmp_path / "other")
-    assert read_file(tmp_path / "other") == {"size": 64, "sampling_rate": 8000}
+    assert read_preprocessing(tmp_path / "other") == {"size": 64, "sampling_rate": 8000}
 
 
 def test_names_stand_for_the_base_sizes():

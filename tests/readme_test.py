@@ -15,13 +15,13 @@ from typing import get_args
 
 import pytest
 
-from configs import default, extraction
+from configs import default, extraction, feedback
 from mmei_jax.config import parse
 from mmei_jax.extraction import faces
 from mmei_jax.extraction.clip_lists import COLUMNS
 from mmei_jax.extraction.media import REASONS
+from mmei_jax.records import Dataset
 from mmei_jax.simulation import aigc_int_dataset
-from mmei_jax.types import MODALITIES
 from tests import architecture_test, markdown, random_encoders
 
 ROOT = markdown.ROOT
@@ -29,6 +29,8 @@ QUICKSTART = "runs/data/aigc_int_quickstart"
 OWN_FEATURES = "docs/bring_your_own_features.md"
 SHARDS = "docs/read_our_shards.md"
 EXTRACTION = "docs/extraction.md"
+RERANKING = "docs/reranking.md"
+USERS = "docs/users.md"
 DOCUMENTS = [
     "README.md",
     "CONTRIBUTING.md",
@@ -38,6 +40,8 @@ DOCUMENTS = [
 MODULE = "python -m mmei_jax."
 # Its flags can be defined once in a process.
 EXTRACT = "python -m mmei_jax.extraction.extract "
+# Its workers import what they run by name.
+RENDER = "python -m mmei_jax.simulation.render "
 TRAINING = ("python train.py", "python eval.py")
 
 
@@ -100,7 +104,7 @@ def _run_document(document: str, *, trains: bool) -> dict[str, object]:
             if language == "python":
                 exec(compile(content, document, "exec"), names)
             for command in _commands(content) if language == "bash" else []:
-                if command.startswith(MODULE) and not command.startswith(EXTRACT) and "||" not in command:
+                if command.startswith(MODULE) and not command.startswith((EXTRACT, RENDER)) and "||" not in command:
                     _run_module(command)
                 elif trains or not command.startswith(TRAINING):
                     _run_in_shell(command)
@@ -146,6 +150,14 @@ def test_own_features_are_imported_and_written_as_shown(project):
     assert (project / config.data.path / "manifest.json").exists()
 
 
+def test_recommendations_explain_themselves_as_shown():
+    names = _run_document(RERANKING, trains=False)
+    assert [(item.title, item.cap) for item in names["answer"].items] == [
+        ("Calm II", None),
+        ("Dawn", "ai_generated"),
+    ]
+
+
 @pytest.mark.slow
 def test_own_features_are_trained_on_as_shown(project):
     _run_document(OWN_FEATURES, trains=True)
@@ -163,6 +175,17 @@ def test_clips_are_extracted_trained_on_and_read_as_shown(project):
     _run_document(EXTRACTION, trains=True)
     for name in ("mine/manifest.json", "mine/extraction.json", "mine/quarantine.jsonl", "raw/manifest.json"):
         assert (project / "runs/data" / name).exists(), name
+
+
+# Ten commands, each with its own imports and programs.
+@pytest.mark.timeout(1800)
+@pytest.mark.slow
+def test_users_are_recommended_to_as_shown(project):
+    encoder = random_encoders.make(project / "encoders").converted["text"]
+    (project / "runs/encoders").mkdir(parents=True)
+    encoder.rename(project / "runs/encoders/bert")
+    _run_document(USERS, trains=True)
+    assert Dataset.open(project / "runs/data/users").spec.has_slates
 
 
 def _first_cells(document: str, column: str) -> dict[str, str]:
@@ -195,13 +218,17 @@ def test_page_of_extraction_names_flags_and_keys_that_exist():
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_name_configuration_keys_that_exist(document):
-    of_runs, of_extraction = default.get_config(), extraction.get_config()
+    known = [config.get_config().to_dict() for config in (default, extraction, feedback)]
     for key in re.findall(r"--config\.([a-z_.]+)=", markdown.read(document)):
-        group, _, name = key.rpartition(".")
-        config = of_extraction if group in MODALITIES else of_runs
-        assert name in (config[group] if group and "." not in group else config.data.max_tokens if group else config), (
-            key
-        )
+        assert any(_has_key(config, key) for config in known), key
+
+
+def _has_key(config, key):
+    for name in key.split("."):
+        if not isinstance(config, dict) or name not in config:
+            return False
+        config = config[name]
+    return True
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

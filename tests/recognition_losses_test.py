@@ -12,7 +12,7 @@ from mmei_jax.data_statistics import class_log_priors
 from mmei_jax.losses import sigmoid_cross_entropy, softmax_cross_entropy, task_counts, task_losses
 from mmei_jax.records import Dataset
 from mmei_jax.types import InputError, Label
-from tests import losses_test, tiny
+from tests import losses_test
 
 GAMMAS = (0.5, 1.0, 2.0, 5.0)
 PRIORS = np.array([0.5, 0.2, 0.15, 0.1, 0.05], np.float32)
@@ -164,8 +164,8 @@ def test_focal_loss_reaches_both_tasks_and_counts_stay_those_of_the_targets():
 
 
 @pytest.fixture(scope="module")
-def train_split(tmp_path_factory):
-    return Dataset.open(tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")).split("train")
+def train_split(data):
+    return Dataset.open(data).split("train")
 
 
 def test_priors_are_the_shares_among_the_labelled_records_of_the_split(train_split, monkeypatch):

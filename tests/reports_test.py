@@ -1,13 +1,13 @@
 """Reports of tiny runs: what stands in them, and that they stay right where something is missing."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from PIL import Image
 from mmei_jax.config import parse
 from mmei_jax.evaluation import evaluate_workdir
 from mmei_jax.extraction import import_features
-from mmei_jax.reports import evaluated_run
+from mmei_jax.reports import drawing, evaluated_run
 from mmei_jax.reports.report import write_report
 from mmei_jax.reports.resampling import bootstrap_intervals
 from mmei_jax.simulation import aigc_int_dataset
@@ -94,7 +94,7 @@ def imported_run(imported, tmp_path_factory):
     def run(kind):
         if kind not in runs:
             changes = {"loss__intent": "none", "loss__ranking": "none", "data__batch_size": 8, "train__num_epochs": 1}
-            config = tiny.config_dict(imported, model__head_num_layers=0, **changes, **KINDS[kind])
+            config = tiny.config_dict(imported, model__num_layers=0, **changes, **KINDS[kind])
             for name, limit in {"vision": 1, "audio": 3, "text": 4}.items():
                 config.data.max_tokens[name] = (limit,)
             runs[kind] = tmp_path_factory.mktemp(kind)
@@ -105,34 +105,43 @@ def imported_run(imported, tmp_path_factory):
 
 
 @pytest.fixture
-def few_resamples(monkeypatch):
-    """For tests of what no resample changes."""
-    monkeypatch.setattr(evaluated_run, "bootstrap_intervals", partial(bootstrap_intervals, num_resamples=20))
+def quick_report(monkeypatch):
+    """For tests of what neither resamples nor the size of pictures change."""
+    hasten(monkeypatch)
 
 
-@pytest.fixture
-def report_on(imported_run, tmp_path, few_resamples):
-    """The report of a kind of task on a part of the data: its text, and the folder."""
+def hasten(monkeypatch):
+    monkeypatch.setattr(evaluated_run, "bootstrap_intervals", functools.partial(bootstrap_intervals, num_resamples=20))
+    monkeypatch.setitem(drawing._STYLE, "savefig.dpi", 30.0)
 
+
+@pytest.fixture(scope="module")
+def report_on(imported_run, tmp_path_factory):
+    """The report of a kind of task on a part of the data, made once: its text, and the folder."""
+
+    @functools.cache
     def report(kind, part):
-        workdir = tmp_path / f"{kind}_{part}"
+        workdir = tmp_path_factory.mktemp("reports") / f"{kind}_{part}"
         shutil.copytree(imported_run(kind), workdir)
         path = workdir / "config.json"
         values = json.loads(path.read_text())
         values["data"]["test_splits"] = [part]
         path.write_text(json.dumps(values))
-        evaluate_workdir(workdir, "test")
-        folder = write_report(workdir, "test")
+        with pytest.MonkeyPatch.context() as patch:
+            hasten(patch)
+            evaluate_workdir(workdir, "test")
+            folder = write_report(workdir, "test")
         return (folder / "report.md").read_text(), folder
 
     return report
 
 
 @pytest.fixture(scope="module")
-def simulated_run(tmp_path_factory):
+def simulated_run(data, tmp_path_factory):
     """A run on simulated records, evaluated, and its first report."""
     folder = tmp_path_factory.mktemp("simulated")
-    train(tiny.config(tiny.make_dataset(folder / "data")), folder / "run", command="python train.py --config=it")
+    # The report does not depend on how deep the model is.
+    train(tiny.config(data, model__num_layers=0), folder / "run", command="python train.py --config=it")
     evaluate_workdir(folder / "run", "test")
     write_report(folder / "run", "test", command="python eval.py --workdir=runs/it")
     return folder / "run"
@@ -204,17 +213,17 @@ def test_every_metric_stands_in_the_table_with_an_interval_around_it_beside_its_
     assert rows["ranking/map"][2] == f"{summary['reference']['ranking/map']:.4f}"
 
 
-def test_conditions_of_the_run_are_told(simulated_run):
+def test_conditions_of_the_run_are_told(data, simulated_run):
     text = (simulated_run / "eval" / "test_report" / "report.md").read_text()
-    manifest = json.loads((simulated_run.parent / "data" / "manifest.json").read_text())
-    data = section(text, "Data")
+    manifest = json.loads((data / "manifest.json").read_text())
+    told = section(text, "Data")
     for shard in [
         *(shard for split in manifest["splits"].values() for shard in split["shards"]),
         manifest["catalogue"],
     ]:
-        assert shard["sha256"] in data
-    assert manifest["spec"]["licence"] in data
-    assert read_summary(simulated_run / "eval" / "test_report")["manifest_sha256"] in data
+        assert shard["sha256"] in told
+    assert manifest["spec"]["licence"] in told
+    assert read_summary(simulated_run / "eval" / "test_report")["manifest_sha256"] in told
     assert "python train.py --config=it\npython eval.py --workdir=runs/it" in section(text, "Commands")
     environment = json.loads((simulated_run / "environment.json").read_text())
     assert rows_of(section(text, "Versions"))["jax"] == [environment["versions"]["jax"]] * 2
@@ -246,21 +255,22 @@ def test_columns_of_the_predictions_are_those_that_the_page_lists(simulated_run)
     assert set(written) == listed - {"emotion_value"}
 
 
-def test_same_inputs_give_the_same_bytes_in_other_processes(simulated_run):
+def test_same_inputs_give_the_same_bytes_in_another_process(simulated_run):
     folder = simulated_run / "eval" / "test_report"
     first = {path.name: path.read_bytes() for path in folder.iterdir()}
     program = (
         "import sys; from pathlib import Path; from mmei_jax.reports.report import write_report\n"
         "write_report(Path(sys.argv[1]), 'test', command='python eval.py --workdir=runs/it')"
     )
-    for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(processes.ROOT)}
-        command = [sys.executable, "-c", program, str(simulated_run)]
-        subprocess.run(command, cwd=folder.parent, env=environment, check=True, capture_output=True)
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    # Another one than this process has.
+    hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(processes.ROOT)}
+    command = [sys.executable, "-c", program, str(simulated_run)]
+    subprocess.run(command, cwd=folder.parent, env=environment, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
 
 
-def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_run, monkeypatch, few_resamples):
+def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_run, monkeypatch, quick_report):
     folder = simulated_run / "eval" / "test_report"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     write, written = Path.write_bytes, []
@@ -283,7 +293,7 @@ def test_interrupted_writing_leaves_the_old_report_and_nothing_else(simulated_ru
     ]
 
 
-def test_report_without_ranking_data_says_so(tmp_path, monkeypatch, few_resamples):
+def test_report_without_ranking_data_says_so(tmp_path, monkeypatch, quick_report):
     """Slates to learn from, and no list of relevant items to measure by."""
     spec, columns = aigc_int_dataset._spec, aigc_int_dataset._columns
     without = {"_spec": {"has_relevant_items": False}, "_columns": {"relevant_items": None}}
@@ -294,8 +304,8 @@ def test_report_without_ranking_data_says_so(tmp_path, monkeypatch, few_resample
 
         monkeypatch.setattr(aigc_int_dataset, name, make)
     data, workdir = tiny.make_dataset(tmp_path / "data"), tmp_path / "run"
-    small = dict(data__modalities=("text",), loss__intent="none", model__num_layers=0, train__num_epochs=1)
-    train(tiny.config(data, **small), workdir)
+    small = dict(data__modalities=("text",), loss__intent="none", train__num_epochs=1)
+    train(tiny.config(data, **small, **tiny.LEAST), workdir)
     evaluate_workdir(workdir, "test")
     folder = write_report(workdir, "test")
     text = (folder / "report.md").read_text()
@@ -309,7 +319,7 @@ def test_report_without_ranking_data_says_so(tmp_path, monkeypatch, few_resample
     assert "loss_curves.png" in text
 
 
-def test_report_of_few_users_has_no_intervals_and_says_so(simulated_run, tmp_path):
+def test_report_of_few_users_has_no_intervals_and_says_so(simulated_run, tmp_path, quick_report):
     workdir = shutil.copytree(simulated_run, tmp_path / "run")
     path = workdir / "eval" / "test_predictions.parquet"
     table = pq.read_table(path)
@@ -326,7 +336,7 @@ def test_report_of_few_users_has_no_intervals_and_says_so(simulated_run, tmp_pat
     assert rows_of(section(text, "Calibration"))["emotion"][1] == "too few users (2)"
 
 
-def test_report_of_an_unfinished_run_says_so(simulated_run, tmp_path, few_resamples):
+def test_report_of_an_unfinished_run_says_so(simulated_run, tmp_path, quick_report):
     finished = (simulated_run / "eval" / "test_report" / "report.md").read_text()
     assert "unfinished" not in finished
     workdir = shutil.copytree(simulated_run, tmp_path / "run")
@@ -434,7 +444,7 @@ def test_regression_of_a_single_record_has_no_correlation(report_on):
     assert "Pearson correlation undefined" in text
 
 
-def test_run_without_a_log_says_so(simulated_run, tmp_path, few_resamples):
+def test_run_without_a_log_says_so(simulated_run, tmp_path, quick_report):
     workdir = shutil.copytree(simulated_run, tmp_path / "run")
     (workdir / "metrics.jsonl").unlink()
     (workdir / "environment.json").unlink()

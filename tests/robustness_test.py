@@ -40,8 +40,7 @@ SAME = {"rtol": 1e-5, "atol": 1e-6}
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    data = tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
+def workdir(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny.config(data, train__num_epochs=1), folder)
     return folder

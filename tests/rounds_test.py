@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import time
@@ -186,3 +187,66 @@ def test_summary_prints_a_table_and_one_json_line_last(tmp_path, capsys):
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["cases"] == json.loads(lines[-1])["cases"]
     assert {"date", "command", "machine", "versions"} <= written.keys()
+
+
+@pytest.mark.parametrize(("machine_seconds", "is_disturbed"), [(1, False), (2, True)])
+def test_sides_of_one_process_take_turns_and_its_time_counts_once(machine_seconds, is_disturbed, monkeypatch):
+    """Of each round, this process takes one second."""
+    own, machine = itertools.count(), itertools.count(step=machine_seconds)
+    monkeypatch.setattr(rounds, "MIN_SIDE_SECONDS", 0.1)
+    monkeypatch.setattr(rounds, "_cpu_seconds", lambda process: next(own))
+    monkeypatch.setattr(rounds, "_machine_cpu_seconds", lambda: next(machine))
+    calls = []
+    measures = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in (rounds.OURS, "copy")}
+    timing = rounds.measure_here(measures, {rounds.OURS: {"a": 1}, "copy": {}}, num_rounds=3, is_quick=True)
+    assert calls == [rounds.OURS, "copy", "copy", rounds.OURS, rounds.OURS, "copy"]
+    assert timing.seconds == {rounds.OURS: [1.0, 4.0, 5.0], "copy": [2.0, 3.0, 6.0]}
+    assert timing.is_disturbed == [is_disturbed] * 3
+    assert timing.settings[rounds.OURS] == {"a": 1}
+
+
+def test_work_is_done_once_before_it_is_timed():
+    calls = []
+    measure = rounds.timed(lambda: calls.append(len(calls)))
+    assert calls == [0]
+    assert measure() >= 0.0
+    assert calls == [0, 1]
+
+
+def test_a_new_process_has_more_variables_and_this_one_keeps_its_own(monkeypatch):
+    # With this one's, JAX would fail there.
+    monkeypatch.setenv("JAX_PLATFORMS", "nowhere")
+    environment = {"JAX_PLATFORMS": "cpu", "VARIABLE_OF_ANOTHER_PROCESS": "1"}
+    assert rounds.in_new_process(rounds._default_backend, environment=environment) == "cpu"
+    assert os.environ["JAX_PLATFORMS"] == "nowhere"
+    assert "VARIABLE_OF_ANOTHER_PROCESS" not in os.environ
+
+
+@pytest.fixture
+def ask_again():
+    rounds.missing_gpu.cache_clear()
+    yield
+    rounds.missing_gpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("backend", "files", "reason"),
+    [("gpu", ["nvidia3"], ""), ("cpu", ["nvidia3"], "JAX does not see the GPU"), ("cpu", ["nvidiactl"], "no GPU")],
+)
+def test_a_gpu_is_what_jax_sees_whatever_its_number(backend, files, reason, ask_again, monkeypatch, tmp_path):
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(rounds, "Path", lambda _: tmp_path)
+    asked = []
+    monkeypatch.setattr(rounds, "in_new_process", lambda function: asked.append(function) or backend)
+    assert rounds.missing_gpu() == rounds.missing_gpu() == reason
+    assert asked == [rounds._default_backend]
+
+
+def test_a_case_that_is_not_measured_says_why():
+    assert rounds.unmeasured("x", "y", "no GPU", goal=2.0) == {
+        "case": "x: not measured (no GPU)",
+        "peer": "y",
+        "ratio": None,
+        "goal": 2.0,
+    }

@@ -1,9 +1,11 @@
-"""Which share of the work is a process's: what tells it, in which order, and what is refused."""
+"""Which share of the work is a process's: what tells it, in which order, and what is refused; activations on a mesh."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from mmei_jax.sharding import ProcessShare, process_share
+from mmei_jax.activations import placed, placing
+from mmei_jax.sharding import ProcessShare, mesh_over, place_activations, process_share
 from mmei_jax.types import InputError
 
 VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "JOB_COMPLETION_INDEX", "NUM_PROCESSES")
@@ -102,3 +104,32 @@ def test_arguments_that_are_no_share_are_refused(launcher, given, message):
     launcher(SLURM)
     with pytest.raises(InputError, match=message):
         process_share(*given)
+
+
+def test_one_device_traces_the_function_itself():
+    def function(x):
+        return placed(x, "no such name")
+
+    assert place_activations(mesh_over(jax.devices()[:1]), function) is function
+    assert "sharding" not in jax.jit(function).lower(jnp.zeros(3)).as_text()
+
+
+def test_activations_carry_their_names_to_whoever_places_them_and_only_then():
+    seen = []
+
+    def note(activation, names):
+        seen.append((activation.shape, names))
+        return activation + 1.0
+
+    x = jnp.zeros((2, 3))
+    with placing(note):
+        assert float(placed(x, "batch", None)[0, 0]) == 1.0
+    assert placed(x, "batch", "mlp") is x
+    assert seen == [((2, 3), ("batch", None))]
+
+
+def test_placement_ends_where_the_traced_function_fails():
+    with pytest.raises(ZeroDivisionError), placing(lambda activation, names: activation + 1.0):
+        raise ZeroDivisionError
+    x = jnp.zeros(2)
+    assert placed(x, "batch") is x

@@ -9,13 +9,14 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-import scipy.optimize
 import sklearn.metrics
 
 from configs import table1_small
 from mmei_jax import replica_training
 from mmei_jax.evaluation import Evaluator
 from mmei_jax.records import Dataset, Producer
+from mmei_jax.reports import table_sections
+from mmei_jax.reports.claims import online_claims
 from mmei_jax.reports.evaluated_table import read_table
 from mmei_jax.reports.paired_resampling import resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
@@ -28,7 +29,7 @@ from mmei_jax.robustness_metrics import Grid
 from mmei_jax.sharding import make_evaluation_mesh
 from mmei_jax.state import build_model
 from mmei_jax.table_config import parse_table, search_points
-from mmei_jax.table_evaluation import best_temperature, evaluate_table
+from mmei_jax.table_evaluation import evaluate_table
 from mmei_jax.table_training import read_row, train_table
 from mmei_jax.training import train
 from mmei_jax.types import InputError
@@ -72,11 +73,6 @@ def table_dict(data, **changes):
 
 def run(values, workdir):
     return train_table(parse_table(values), values, workdir, command=None)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
 
 
 @pytest.fixture(scope="module")
@@ -311,19 +307,6 @@ def test_random_points_are_those_of_their_seed_and_lie_in_their_ranges(data):
     assert 0.4 < (rates < 1e-3).mean() < 0.6
 
 
-def test_best_temperature_is_that_of_a_minimiser():
-    generator = np.random.default_rng(0)
-    label = generator.integers(0, 4, 300)
-    logits = 3.0 * generator.normal(size=(300, 4)) + 2.0 * np.eye(4)[label]
-
-    def loss(log_temperature):
-        scaled = logits / np.exp(log_temperature)
-        return np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(300), label])
-
-    expected = np.exp(scipy.optimize.minimize_scalar(loss, bounds=(-2, 2), method="bounded").x)
-    assert best_temperature(logits, label) == pytest.approx(expected, rel=0.01)
-
-
 def test_paired_differences_are_those_of_the_same_draws(evaluated):
     workdir, _ = evaluated
     rows = json.loads((workdir / "eval" / "test.json").read_text())["rows"]
@@ -460,6 +443,29 @@ def test_table_with_the_rows_of_the_paper_has_its_claims(evaluated, tmp_path):
     assert "A table: " in text
     assert text.split("\n", 2)[2].strip() in (folder / "report.md").read_text()
     assert text.count("| MMEI: ") == len(PAPER_METRICS)
+    assert "engagement time" not in text
+    one = {"value": 0.15, "low": 0.14, "high": 0.16}
+    metrics = ("dwell_seconds", "satisfaction")
+    ab = {
+        "uplift": {arm: dict.fromkeys(metrics, one) for arm in ("emotion_driven", "placebo")},
+        "placebo_loses_uplift": dict.fromkeys(metrics, True),
+        "source": {"run": "runs/some"},
+        "confidence": 0.95,
+    }
+    again = write_table_report(
+        workdir, "test", command="python eval.py", num_resamples=RESAMPLES, further=online_claims(ab)
+    )
+    ledger = (again / "claims.md").read_text()
+    assert "| engagement time in online evaluation | +15.2 % | +15.0 [+14.0, +16.0] %, simulated" in ledger
+
+
+def test_last_loss_of_a_replica_that_stopped_is_that_of_its_last_evaluation():
+    evaluations = [
+        {"loss": [3.0, 3.1, 3.2], "is_active": [True, True, False]},
+        {"loss": [2.0, 2.1, 9.0], "is_active": [True, False, False]},
+        {"loss": [1.0, 9.0, None], "is_active": [False, False, False]},
+    ]
+    assert table_sections._last_losses(evaluations) == [1.0, 2.1, 3.2]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmei_jax.recommendation.top_k import Filters, TopItems, make_table, top_items
+from mmei_jax.recommendation.top_k import GROUP_SIZE, Filters, TopItems, make_table, top_items
 from mmei_jax.sharding import make_evaluation_mesh
 from mmei_jax.types import InputError
 from tests import processes
@@ -83,6 +83,34 @@ def test_filters_are_those_of_a_full_sort():
     check(search(20, every), expected_scores(allows_kind[:, kind] & ~is_seen & listed), 20)
 
 
+def check_ties(block_size, k):
+    """Small integers have exact inner products, and ties everywhere: of those the highest row comes first."""
+    generator, mesh = np.random.default_rng(5), make_evaluation_mesh()
+    items = generator.integers(-2, 3, (NUM_ITEMS, 3)).astype(np.float32)
+    tied = generator.integers(-2, 3, (4, 3)).astype(np.float32)
+    table = make_table(items, np.zeros(NUM_ITEMS, np.int32), mesh, block_size=block_size)
+    found = top_items(jnp.asarray(tied), table, Filters(), k=k, mesh=mesh, block_size=block_size)
+    expected = [np.lexsort((-np.arange(NUM_ITEMS), -scores))[:k] for scores in tied @ items.T]
+    np.testing.assert_array_equal(found.row, expected)
+
+
+@pytest.mark.parametrize(("block_size", "k"), [(96, 5), (96, 100), (4_096, 5)])
+def test_of_equal_scores_the_highest_row_comes_first(block_size, k):
+    check_ties(block_size, k)
+
+
+@pytest.mark.parametrize("num_items", [1, 33, 1_000, 5_000])
+def test_little_padding_completes_the_blocks(num_items):
+    block_size = 480
+    table = make_table(
+        np.zeros((num_items, 2)), np.zeros(num_items, np.int32), make_evaluation_mesh(), block_size=block_size
+    )
+    num_blocks = -(-num_items // block_size)
+    assert table.is_listed.sum() == num_items
+    assert len(table.is_listed) - num_items < GROUP_SIZE * num_blocks
+    assert len(table.is_listed) % (GROUP_SIZE * num_blocks) == 0
+
+
 def test_smaller_storage_answers_nearly_the_same():
     exact = search(20).row
     for dtype, least in (("bfloat16", 0.9), ("int8", 0.85)):
@@ -108,11 +136,12 @@ def test_scores_of_the_whole_catalogue_are_never_there():
 
 FOUR_DEVICES = """
 import jax
-from tests.top_k_test import check, expected_scores, search
+from tests.top_k_test import check, check_ties, expected_scores, search
 assert jax.device_count() == 4
 for num_items in (3, 1_000):
     for k in (1, 50):
         check(search(k, num_items=num_items, block_size=64), expected_scores(num_items=num_items), k)
+check_ties(64, 20)
 """
 
 

@@ -24,11 +24,6 @@ from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return tiny.make_dataset(tmp_path_factory.mktemp("data") / "aigc_int")
-
-
-@pytest.fixture(scope="module")
 def whole_run(data, tmp_path_factory):
     """An uninterrupted run of 17 updates, and its working directory."""
     workdir = tmp_path_factory.mktemp("whole")
@@ -81,7 +76,7 @@ def test_input_wait_is_the_share_of_the_time_in_which_the_devices_lack_a_batch(d
         return read(self, *arguments)
 
     monkeypatch.setattr(BatchReader, "read", read_slowly)
-    training.train(tiny.config(data, train__num_epochs=3, train__evaluate_every_epochs=3), tmp_path)
+    training.train(tiny.config(data, train__num_epochs=3, train__evaluate_every_epochs=3, **tiny.LEAST), tmp_path)
     lines = [line for line in read_lines(tmp_path / "metrics.jsonl") if line["step"] > 10]
     # Batches of the first steps were read while the update was compiled.
     shares = [line["throughput/input_wait_share"] for line in lines if "throughput/input_wait_share" in line]
@@ -112,7 +107,7 @@ def test_rates_leave_out_every_shapes_compilation(data, tmp_path, monkeypatch, c
     monkeypatch.setattr(training_log, "time", clock)
     monkeypatch.setattr(TrainingLog, "add", add_and_advance)
     buckets = dict(vision=(16, 16), audio=(24, 24), text=(8, 16))
-    only_text = dict(data__modalities=("text",), loss__intent="none", loss__ranking="none", model__num_layers=0)
+    only_text = dict(data__modalities=("text",), loss__intent="none", loss__ranking="none", **tiny.LEAST)
     few = dict(data__max_tokens=buckets, data__batch_size=4, train__num_epochs=1)
     jax.monitoring.register_event_duration_secs_listener(clock.note)
     try:
@@ -199,7 +194,7 @@ def test_latest_and_best_checkpoints_are_kept(data, whole_run, tmp_path):
 def test_smallest_loss_is_the_best(data, tmp_path, monkeypatch):
     measure, losses = Evaluator.measure, iter([2.0, 1.0, 4.0, 3.0])
     monkeypatch.setattr(Evaluator, "measure", lambda *given: {**measure(*given), "loss": next(losses)})
-    result = train(tiny.config(data, train__best_metric="validation/loss", train__num_epochs=4), tmp_path)
+    result = train(tiny.config(data, train__best_metric="validation/loss", train__num_epochs=4, **tiny.LEAST), tmp_path)
     assert (result.best_step, result.step) == (18, 35)
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {18, 35}
 
@@ -249,7 +244,8 @@ def test_resuming_with_another_key_or_other_data_is_refused(data, whole_run, tmp
 
 def test_patience_stops_early_and_a_restart_stays_stopped(data, tmp_path):
     # At this rate nothing moves, so that no evaluation is better than the first.
-    config = tiny.config(data, train__num_epochs=6, train__patience_evaluations=1, optimizer__learning_rate=1e-12)
+    never = dict(train__num_epochs=6, train__patience_evaluations=1, optimizer__learning_rate=1e-12)
+    config = tiny.config(data, **never, **tiny.LEAST)
     result = train(config, tmp_path)
     assert result.step == 18
     assert train(config, tmp_path).step == 18
@@ -259,7 +255,7 @@ def test_best_metric_that_is_not_a_number_is_refused(data, tmp_path, monkeypatch
     measure = Evaluator.measure
     monkeypatch.setattr(Evaluator, "measure", lambda *given: {**measure(*given), "mean_accuracy": float("nan")})
     with pytest.raises(InputError, match=r"step 9: validation/mean_accuracy = nan: no checkpoint can be chosen by it"):
-        train(tiny.config(data), tmp_path)
+        train(tiny.config(data, **tiny.LEAST), tmp_path)
 
 
 def test_evaluating_on_other_data_is_refused(data, whole_run, tmp_path):
@@ -270,7 +266,7 @@ def test_evaluating_on_other_data_is_refused(data, whole_run, tmp_path):
 
 def test_unknown_best_metric_is_refused_by_name(data, tmp_path):
     with pytest.raises(InputError, match=r"best_metric = 'validation/beauty': expected one of .*validation/loss"):
-        train(tiny.config(data, train__best_metric="validation/beauty"), tmp_path)
+        train(tiny.config(data, train__best_metric="validation/beauty", **tiny.LEAST), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -300,10 +296,10 @@ def test_full_disk_is_told_in_one_line_and_the_last_good_checkpoint_is_kept(data
 
     monkeypatch.setattr(checkpointing.shutil, "disk_usage", disk_usage)
     with pytest.raises(InputError, match=r"disk full: the checkpoint of step 9 needs [\d,]+ bytes, 10 are free"):
-        train(tiny.config(data), tmp_path)
+        train(tiny.config(data, **tiny.LEAST), tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
     monkeypatch.undo()
-    assert train(tiny.config(data), tmp_path).step == 17
+    assert train(tiny.config(data, **tiny.LEAST), tmp_path).step == 17
 
 
 def test_second_process_on_the_same_workdir_is_refused(data, tmp_path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax import export
 from transformers import activations
 
 from mmei_jax.encoders import transformer
@@ -133,6 +134,16 @@ def test_attention_without_a_mask_is_attention_to_everything(compute_dtype):
 )
 def test_heads_that_fused_attention_takes(dtype, dim, expected):
     assert transformer.is_fusible(jnp.zeros((2, 6, 4, dim), dtype)) is expected
+
+
+def test_fused_attention_takes_no_symbolic_sizes():
+    """As while a program for any batch is exported."""
+    (batch,) = export.symbolic_shape("batch")
+    found = []
+    for rows in (2, batch):
+        query = jax.ShapeDtypeStruct((rows, 6, 4, 64), jnp.bfloat16)
+        jax.jit(lambda query: found.append(transformer.is_fusible(query))).trace(query)
+    assert found == [True, False]
 
 
 class TestFusedAttention:

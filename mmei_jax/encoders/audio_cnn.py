@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Float32, Int
 
 from mmei_jax.encoders.convolution import Convolution
 from mmei_jax.encoders.hugging_face_config import ConfigReader
-from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs, mean_of_tokens
+from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs, mean_of_tokens, places
 from mmei_jax.encoders.stack import ComputeOptions
 from mmei_jax.encoders.transformer import Dense, LayerNorm, gelu, with_axes
-from mmei_jax.types import InputError
+from mmei_jax.types import Dimension, InputError
 
 SAMPLING_RATE = 16_000
 WINDOW_SAMPLES = 400
@@ -72,11 +72,12 @@ class AudioCnnConfig:
             places = halved(places)
         return places
 
-    def frame_times_seconds(self, num_tokens: int) -> np.ndarray:
+    def frame_times_seconds(self, num_tokens: Dimension) -> ArrayLike:
         """The middle of what each token hears, ``[num_tokens]`` float32 seconds."""
         # A window of three with one place of padding is centred on the first place that it keeps.
         step = HOP_SAMPLES * 2 ** len(self.channels)
-        return ((WINDOW_SAMPLES / 2.0 + step * np.arange(num_tokens)) / SAMPLING_RATE).astype(np.float32)
+        middles: ArrayLike = WINDOW_SAMPLES / 2.0 + step * places(num_tokens)
+        return (middles / SAMPLING_RATE).astype(np.float32)
 
 
 def num_spectra(num_samples: Any) -> Any:
@@ -110,8 +111,8 @@ def log_mel(samples: Float[Array, "rows samples"], num_mels: int) -> Float[Array
     Returns:
         Natural logarithms, of powers of at least :data:`POWER_FLOOR`.
     """
-    starts = HOP_SAMPLES * np.arange(num_spectra(samples.shape[1]))
-    windows = samples[:, starts[:, None] + np.arange(WINDOW_SAMPLES)]
+    starts = HOP_SAMPLES * places(num_spectra(samples.shape[1]))
+    windows = samples[:, starts[:, None] + np.arange(WINDOW_SAMPLES)[None]]
     # The transform as one matrix product: a window of 400 samples, zeros up to 512.
     angles = 2.0 * np.pi * np.outer(np.arange(WINDOW_SAMPLES), np.arange(FFT_SAMPLES // 2 + 1)) / FFT_SAMPLES
     hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(WINDOW_SAMPLES) / WINDOW_SAMPLES)

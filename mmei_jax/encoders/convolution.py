@@ -40,7 +40,7 @@ class Convolution(nn.Module):
     def __call__(self, x: Float[Array, "rows *places channels"]) -> Float[Array, "rows *windows features"]:
         """One value of ``num_features`` channels for each window that fits."""
         num_axes = len(self.kernel_size)
-        axes = (*("window",) * num_axes, "features", "channels")
+        axes = (*("window",) * num_axes, "input_channels", "channels")
         shape = (*self.kernel_size, x.shape[-1] // self.num_groups, self.num_features)
         kernel = self.param("kernel", with_axes(self.kernel_init, *axes), shape)
         # Operands and result of one type: the gradient of a convolution knows no other.

@@ -3,14 +3,21 @@
 import jax
 import numpy as np
 from flax import struct
-from jax import lax
+from jax import export, lax
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mmei_jax.types import InputError
+from mmei_jax.types import Dimension, InputError
 
 # What encoders take: numpy arrays on the host as well as arrays of jax.
 ArrayLike = Array | np.ndarray
+# Of speech encoders, what is summed where "sum_of_last_four" is asked for.
+NUM_LAYERS_SUMMED = 4
+
+
+def places(count: Dimension) -> ArrayLike:
+    """``0, 1 .. count - 1``: a NumPy array, or where ``count`` is a symbolic size of an exported program one of jax."""
+    return jnp.arange(count) if export.is_symbolic_dim(count) else np.arange(count)
 
 
 @struct.dataclass
@@ -120,3 +127,34 @@ def mean_of_tokens(
     total = jnp.einsum("rst,rtd->rsd", is_own, states, precision=lax.Precision.HIGHEST)
     mean = total / jnp.maximum(is_own.sum(axis=-1, keepdims=True), 1.0)
     return nan_where_dropped(mean.reshape(-1, mean.shape[-1]), segment_ids, num_segments)
+
+
+def sum_of_last_layers(outputs: EncoderOutputs) -> Float[Array, "rows tokens dim"]:
+    """The sum of the states after the last :data:`NUM_LAYERS_SUMMED` layers, which the encoder was asked for.
+
+    Raises:
+        ValueError: the encoder was not asked for its hidden states.
+    """
+    if outputs.hidden_states is None:
+        raise ValueError("outputs.hidden_states is None: expected an encoder called with with_hidden_states=True")
+    return jnp.stack(outputs.hidden_states[-NUM_LAYERS_SUMMED:]).sum(axis=0)
+
+
+def mean_of_frames(
+    states: Float[Array, "rows frames dim"], is_valid: Bool[Array, "rows frames"], frames_per_token: int
+) -> tuple[Float[Array, "rows tokens dim"], Array]:
+    """The mean of each ``frames_per_token`` frames that follow each other, of the valid ones among them.
+
+    Returns:
+        ``[rows, tokens, dim]`` states, and which tokens have at least one valid frame.
+    """
+    if frames_per_token == 1:
+        return states, is_valid
+    rows, frames, dim = states.shape
+    tokens = -(-frames // frames_per_token)
+    # So written that it divides evenly for symbolic sizes too.
+    filler = tokens * frames_per_token - frames
+    grouped = jnp.pad(states, ((0, 0), (0, filler), (0, 0))).reshape(rows, tokens, frames_per_token, dim)
+    is_counted = jnp.pad(is_valid, ((0, 0), (0, filler))).reshape(rows, tokens, frames_per_token)
+    total = jnp.where(is_counted[..., None], grouped, 0.0).sum(axis=2)
+    return total / jnp.maximum(is_counted.sum(axis=2), 1)[..., None], is_counted.any(axis=2)

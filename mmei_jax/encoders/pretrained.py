@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 from mmei_jax.encoders.architectures import Architecture
 from mmei_jax.encoders.hugging_face_config import ConfigReader
 from mmei_jax.encoders.pretrained_comparison import largest_differences
-from mmei_jax.encoders.pretrained_files import Source, find_source, read_json, sha256_of
+from mmei_jax.encoders.pretrained_files import Source, find_source, read_json
 from mmei_jax.encoders.pretrained_tables import ARCHITECTURES, FAMILIES
 from mmei_jax.encoders.pretrained_weights import (
     Converted,
@@ -43,7 +42,9 @@ from mmei_jax.encoders.pretrained_weights import (
     unflatten,
 )
 from mmei_jax.encoders.stack import ComputeOptions, stack_layers
+from mmei_jax.fingerprints import sha256_of
 from mmei_jax.types import InputError
+from mmei_jax.workdir import new_folder
 
 PARAMETERS_NAME = "parameters.safetensors"
 CONFIG_NAME = "config.json"
@@ -133,19 +134,7 @@ def load(
         raise InputError(f"dtype = {dtype!r}: expected {', '.join(DTYPES)}")
     folder = Path(folder)
     options = options or ComputeOptions()
-    config = _read_config(folder)
-    certificate = read_json(folder / CERTIFICATE_NAME)
-    if certificate.get("version") != CERTIFICATE_VERSION:
-        raise InputError(
-            f"{folder / CERTIFICATE_NAME}: version = {certificate.get('version')!r}: expected {CERTIFICATE_VERSION}; "
-            "convert the checkpoint again"
-        )
-    model_type = str(config.get("model_type"))
-    if model_type not in ARCHITECTURES:
-        raise InputError(f"{folder / CONFIG_NAME}: model_type = {model_type!r}: expected {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[model_type]
-    has_pooler = {"has_pooler": certificate["architecture"]["has_pooler"]} if architecture.pooler else {}
-    ours = architecture.read_config(ConfigReader(config, model_type), **has_pooler)
+    architecture, ours, certificate = _read_description(folder)
     try:
         flat = load_file(folder / PARAMETERS_NAME)
     except safetensors.SafetensorError as error:
@@ -164,6 +153,36 @@ def load(
     if options.scan_layers:
         parameters = stack_layers(parameters)
     return Pretrained(architecture.make_module(ours, options), parameters, ours, certificate)
+
+
+def read_architecture(folder: str | os.PathLike[str]) -> tuple[Any, dict[str, Any]]:
+    """The ``config`` and ``certificate`` of what :func:`load` gives, without reading the weights.
+
+    Args:
+        folder: as for :func:`load`.
+
+    Raises:
+        InputError: the folder is not such a one.
+    """
+    _, ours, certificate = _read_description(Path(folder))
+    return ours, certificate
+
+
+def _read_description(folder: Path) -> tuple[Architecture, Any, dict[str, Any]]:
+    config = _read_config(folder)
+    certificate = read_json(folder / CERTIFICATE_NAME)
+    if certificate.get("version") != CERTIFICATE_VERSION:
+        raise InputError(
+            f"{folder / CERTIFICATE_NAME}: version = {certificate.get('version')!r}: expected {CERTIFICATE_VERSION}; "
+            "convert the checkpoint again"
+        )
+    model_type = str(config.get("model_type"))
+    if model_type not in ARCHITECTURES:
+        raise InputError(f"{folder / CONFIG_NAME}: model_type = {model_type!r}: expected {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[model_type]
+    has_pooler = {"has_pooler": certificate["architecture"]["has_pooler"]} if architecture.pooler else {}
+    ours = architecture.read_config(ConfigReader(config, model_type), **has_pooler)
+    return architecture, ours, certificate
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -236,19 +255,13 @@ def write_folder(
     Returns:
         The certificate as written.
     """
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
+    with new_folder(destination) as unfinished:
         save_file(flatten(parameters), unfinished / PARAMETERS_NAME, metadata={"format": "mmei_jax encoder"})
         for path in copied:
             shutil.copyfile(path, unfinished / path.name)
         certificate = {**certificate, "parameters_sha256": sha256_of(unfinished / PARAMETERS_NAME)}
         for name, content in ((CONFIG_NAME, config), (CERTIFICATE_NAME, certificate)):
             (unfinished / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        unfinished.chmod(0o755)
-        unfinished.rename(destination)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return certificate
 
 

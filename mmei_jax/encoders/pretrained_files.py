@@ -1,6 +1,5 @@
 """Finds and reads the files of a Hugging Face checkpoint: a local folder, or a repository of the hub."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,7 +12,9 @@ import numpy as np
 import safetensors
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+from mmei_jax.encoders.preprocessing import FILE_NAME as PREPROCESSING_NAME
 from mmei_jax.encoders.torch_zip import read_torch_zip
+from mmei_jax.fingerprints import sha256_of
 from mmei_jax.types import InputError
 
 # In the order of preference. An index lists the files that hold the parts.
@@ -25,7 +26,7 @@ WEIGHT_FILES = (
 )
 # What says how inputs are made: kept beside the weights where the source has it.
 PREPROCESSING_FILES = (
-    "preprocessor_config.json",
+    PREPROCESSING_NAME,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -144,12 +145,6 @@ def _download(repository: str, name: str, revision: str | None) -> Path | None:
         raise InputError(f"{repository}: not a folder, and the hub says: {error}") from error
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds.
 
@@ -163,6 +158,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object")
     return content
+
+
+def read_preprocessing(folder: Path) -> dict[str, Any]:
+    """The checkpoint's ``preprocessor_config.json``.
+
+    Raises:
+        InputError: it is missing or no JSON object.
+    """
+    path = folder / PREPROCESSING_NAME
+    if not path.is_file():
+        wanted = "put the checkpoint's own there, or convert it again with it"
+        raise InputError(f"{folder}: has no {PREPROCESSING_NAME}: {wanted}")
+    return read_json(path)
 
 
 def _parts(index: Path) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ class ResNet(nn.Module):
             for index in range(depth):
                 x = block(config, stage, index, compute_dtype, name=f"stage_{stage}_block_{index}")(x)
             stages.append(x)
-        all_states = tuple(states.reshape(len(states), -1, states.shape[-1]) for states in stages)
+        all_states = tuple(states.reshape(states.shape[0], -1, states.shape[-1]) for states in stages)
         last = all_states[-1]
         return EncoderOutputs(
             last_hidden_state=last,

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
+from jax import export, lax
 from jaxtyping import Array, Bool, Float, Int
+
+from mmei_jax.activations import placed
 
 Initializer = Callable[..., Any]
 
@@ -125,10 +127,12 @@ def has_fused_attention() -> bool:
 def is_fusible(query: Float[Array, "rows queries heads dim"]) -> bool:
     """Whether cuDNN's fused attention, forward and backward, takes such heads.
 
-    It wants 16 bits, and at most 128 features of a head in multiples of 8.
+    It wants 16 bits, at most 128 features of a head in multiples of 8, and sizes that are numbers: programs that are
+    exported with symbolic ones are plain XLA on every platform.
     """
     dim = query.shape[-1]
-    return query.dtype.itemsize == 2 and dim <= 128 and dim % 8 == 0
+    has_numbers = not any(map(export.is_symbolic_dim, query.shape))
+    return has_numbers and query.dtype.itemsize == 2 and dim <= 128 and dim % 8 == 0
 
 
 def _attend_fused(query: Array, key: Array, value: Array, is_attendable: Array | None) -> Array:
@@ -243,12 +247,22 @@ class Dropout(nn.Module):
 
 
 def add_branch(states: Float[Array, "*shape"], branch: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``states + branch``, the residual stream after a branch: stored once, and so is its gradient.
+    """``states + branch``, the residual stream ``[rows, ..., dim]`` after a branch: stored once, as is its gradient.
 
     Without the barrier a compiler may fuse the sum into each of its readers. The stream is a sum over all layers, so
     every layer would add up all earlier ones again, and its gradient all later ones.
     """
-    return lax.optimization_barrier(states + branch)
+    return placed_states(lax.optimization_barrier(states + branch))
+
+
+def placed_states(states: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+    """The states of tokens or records, on the devices that have their rows (:mod:`mmei_jax.activations`).
+
+    A single state, of one item of a :func:`jax.lax.map`, say, stays where it is.
+    """
+    if states.ndim == 1:
+        return states
+    return placed(states, "batch", *(None,) * (states.ndim - 2), "embed")
 
 
 class MultiHeadAttention(nn.Module):
@@ -285,7 +299,8 @@ class MultiHeadAttention(nn.Module):
                 compute_dtype=self.compute_dtype,
                 name=name,
             )
-            return dense(x).reshape(rows, x.shape[1], self.num_heads, dim // self.num_heads)
+            heads = dense(x).reshape(rows, x.shape[1], self.num_heads, dim // self.num_heads)
+            return placed(heads, "batch", None, "heads", None)
 
         mixed = attend(
             project("query", queries),
@@ -294,6 +309,7 @@ class MultiHeadAttention(nn.Module):
             is_attendable,
             self.compute_dtype,
         )
+        mixed = placed(mixed, "batch", None, "heads", None)
         output = Dense(
             dim,
             ("heads", "embed"),
@@ -321,6 +337,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Maps each token on its own."""
         hidden = Dense(self.hidden_dim, ("embed", "mlp"), compute_dtype=self.compute_dtype, name="hidden")(x)
+        hidden = placed(hidden, "batch", *(None,) * (x.ndim - 2), "mlp")
         output = Dense(x.shape[-1], ("mlp", "embed"), compute_dtype=self.compute_dtype, name="output")
         return output(ACTIVATIONS[self.activation](hidden))
 
@@ -370,5 +387,5 @@ class EncoderLayer(nn.Module):
             normed = attention_norm(states)
             states = add_branch(states, drop(attention(normed, normed, is_attendable)))
             return add_branch(states, drop(feed_forward(feed_forward_norm(states))))
-        states = attention_norm(states + drop(attention(states, states, is_attendable)))
-        return feed_forward_norm(states + drop(feed_forward(states)))
+        states = attention_norm(placed_states(states + drop(attention(states, states, is_attendable))))
+        return feed_forward_norm(placed_states(states + drop(feed_forward(states))))

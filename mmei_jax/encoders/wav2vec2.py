@@ -20,10 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mmei_jax.encoders.convolution import Convolution
 from mmei_jax.encoders.hugging_face_config import ConfigReader
-from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs
+from mmei_jax.encoders.outputs import ArrayLike, EncoderOutputs, places
 from mmei_jax.encoders.stack import ComputeOptions, Stack, StackConfig
 from mmei_jax.encoders.transformer import ACTIVATIONS, Dense, LayerNorm, attendable, with_axes
-from mmei_jax.types import InputError
+from mmei_jax.types import Dimension, InputError
 
 # torch's default, which the front end's and the adapter's norms keep whatever the configuration says.
 _FRONT_NORM_EPSILON = 1e-5
@@ -158,14 +158,15 @@ class Wav2Vec2Config:
         windows = _num_windows(num_frames + 2 * _ADAPTER_PADDING, self.adapter_kernel, self.adapter_stride)
         return windows * (num_frames > 0)
 
-    def frame_times_seconds(self, num_frames: int) -> np.ndarray:
+    def frame_times_seconds(self, num_frames: Dimension) -> ArrayLike:
         """The middle of what each frame hears, ``[num_frames]`` float32 seconds from the start of the audio."""
         step = float(np.prod(self.front_strides))
         first = self.receptive_field / 2.0
         for _ in range(self.num_adapter_layers):
             first += step * ((self.adapter_kernel - 1) / 2.0 - _ADAPTER_PADDING)
             step *= self.adapter_stride
-        return ((first + step * np.arange(num_frames)) / SAMPLING_RATE).astype(np.float32)
+        times: ArrayLike = ((first + step * places(num_frames)) / SAMPLING_RATE).astype(np.float32)
+        return times
 
 
 def _num_windows(length: Any, kernel: int, stride: int) -> Any:
@@ -296,7 +297,7 @@ class Wav2Vec2(nn.Module):
         rows, width = samples.shape
         if width < config.receptive_field:
             raise InputError(f"rows of {width} samples: one frame takes at least {config.receptive_field}")
-        if width > LONGEST_SECONDS * SAMPLING_RATE:
+        if width > int(LONGEST_SECONDS * SAMPLING_RATE):
             raise InputError(
                 f"rows of {width} samples: expected at most {LONGEST_SECONDS:.0f} seconds; split longer ones"
             )
@@ -393,6 +394,6 @@ class Wav2Vec2(nn.Module):
         return states, num_frames
 
 
-def _is_before(lengths: Int[Array, "rows"], width: int) -> Bool[Array, "rows {width}"]:
+def _is_before(lengths: Int[Array, "rows"], width: Dimension) -> Bool[Array, "rows width"]:
     """Which places of a row of ``width`` come before its length."""
     return jnp.arange(width)[None] < lengths[:, None]

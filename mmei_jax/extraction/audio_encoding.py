@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
+from mmei_jax.encoders import preprocessing
 from mmei_jax.encoders.audio_cnn import SAMPLING_RATE, AudioCnnConfig
+from mmei_jax.encoders.outputs import NUM_LAYERS_SUMMED, mean_of_frames, sum_of_last_layers
+from mmei_jax.encoders.pretrained_files import read_preprocessing
 from mmei_jax.encoders.wav2vec2 import Wav2Vec2Config
-from mmei_jax.extraction import preprocessing
 from mmei_jax.extraction.decoding import AudioSettings
 from mmei_jax.extraction.encoder_loading import (
     Collect,
@@ -27,7 +28,6 @@ from mmei_jax.types import InputError
 
 # Rounding to samples may make a clip of the longest allowed duration that much longer.
 _ROUNDING_SAMPLES = 16
-_LAYERS_SUMMED = 4
 # What is left of a bucket at a shard's end goes in batches of this part of the rows.
 _PART_OF_ROWS = 4
 
@@ -39,7 +39,7 @@ class AudioEncoder:
         """Loads the checkpoint; raises as :class:`VisionEncoder`."""
         audio: AudioExtraction = config.audio
         encoder = load_encoder(audio.checkpoint, "audio", (Wav2Vec2Config, AudioCnnConfig), config)
-        self.preprocessing = preprocessing.AudioPreprocessing.read(preprocessing.read_file(Path(audio.checkpoint)))
+        self.preprocessing = preprocessing.AudioPreprocessing.read(read_preprocessing(Path(audio.checkpoint)))
         rate = self.preprocessing.sample_rate_hz
         self.settings = AudioSettings(rate, encoder.config.receptive_field)
         self.dim = _token_dim(encoder.config, audio.layers, rate)
@@ -62,7 +62,7 @@ class AudioEncoder:
         self.rows_at_end = {
             width: min(rows, device.rows(max(rows // _PART_OF_ROWS, 2))) for width, rows in self.rows.items()
         }
-        self._parameters = device.copy(encoder.parameters)
+        self.parameters = device.copy(encoder.parameters)
 
         @jax.jit
         def encode(
@@ -70,12 +70,10 @@ class AudioEncoder:
         ) -> tuple[Array, Array]:
             sums = audio.layers == "sum_of_last_four"
             outputs = apply_encoder(encoder, parameters, samples, num_samples, with_hidden_states=sums)
-            states = outputs.last_hidden_state
-            if sums and outputs.hidden_states is not None:
-                states = jnp.stack(outputs.hidden_states[-_LAYERS_SUMMED:]).sum(axis=0)
+            states = sum_of_last_layers(outputs) if sums else outputs.last_hidden_state
             return mean_of_frames(states, outputs.is_valid, audio.frames_per_token)
 
-        self._encode = encode
+        self.encode = encode
 
     def start(self) -> "_AudioShard":
         """Begins a shard."""
@@ -88,7 +86,7 @@ class AudioEncoder:
             samples[row, : len(waveform)] = waveform
         lengths = np.zeros(num_rows, np.int32)
         lengths[: len(waveforms)] = [len(waveform) for waveform in waveforms]
-        return self._encode(self._parameters, self._device.place(samples), self._device.place(lengths))
+        return self.encode(self.parameters, self._device.place(samples), self._device.place(lengths))
 
 
 def _token_dim(config: Wav2Vec2Config | AudioCnnConfig, layers: str, sample_rate_hz: int) -> int:
@@ -101,50 +99,32 @@ def _token_dim(config: Wav2Vec2Config | AudioCnnConfig, layers: str, sample_rate
             raise InputError(f"{preprocessing.FILE_NAME}: sampling_rate = {sample_rate_hz}: {wanted}")
         return config.dim
     has_adapter = config.num_adapter_layers > 0
-    if layers != "last" and (has_adapter or config.stack.num_layers < _LAYERS_SUMMED):
+    if layers != "last" and (has_adapter or config.stack.num_layers < NUM_LAYERS_SUMMED):
         wanted = "'last' for an encoder with an adapter, or with fewer than 4 layers"
         raise InputError(f"config.audio.layers = {layers!r}: expected {wanted}")
     return config.adapter_dim if has_adapter else config.stack.dim
-
-
-def mean_of_frames(
-    states: Float[Array, "rows frames dim"], is_valid: Bool[Array, "rows frames"], frames_per_token: int
-) -> tuple[Float[Array, "rows tokens dim"], Array]:
-    """The mean of each ``frames_per_token`` frames that follow each other, of the valid ones among them.
-
-    Returns:
-        ``[rows, tokens, dim]`` states, and which tokens have at least one valid frame.
-    """
-    if frames_per_token == 1:
-        return states, is_valid
-    rows, frames, dim = states.shape
-    filler = -frames % frames_per_token
-    grouped = jnp.pad(states, ((0, 0), (0, filler), (0, 0))).reshape(rows, -1, frames_per_token, dim)
-    is_counted = jnp.pad(is_valid, ((0, 0), (0, filler))).reshape(rows, -1, frames_per_token)
-    total = jnp.where(is_counted[..., None], grouped, 0.0).sum(axis=2)
-    return total / jnp.maximum(is_counted.sum(axis=2), 1)[..., None], is_counted.any(axis=2)
 
 
 class _AudioShard:
     """Sound of one shard's clips, bucket by bucket."""
 
     def __init__(self, encoder: AudioEncoder) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._waiting: dict[int, list[tuple[int, np.ndarray]]] = {width: [] for width in encoder.widths}
         self._sent: list[tuple[list[int], Array, Array]] = []
 
     def add(self, record: int, samples: Float32[np.ndarray, "samples"]) -> None:
         """Puts a clip into the narrowest bucket that holds it; a full batch is sent off."""
-        width = next(width for width in self._encoder.widths if len(samples) <= width)
-        self._waiting[width].append((record, self._encoder.preprocessing.normalise(samples)))
-        if len(self._waiting[width]) == self._encoder.rows[width]:
-            self._send(width, self._encoder.rows[width])
+        width = next(width for width in self.encoder.widths if len(samples) <= width)
+        self._waiting[width].append((record, self.encoder.preprocessing.normalise(samples)))
+        if len(self._waiting[width]) == self.encoder.rows[width]:
+            self._send(width, self.encoder.rows[width])
 
     def finish(self) -> Collect:
         """Sends the rest off."""
         waiting = self._waiting
-        for width in reversed(self._encoder.widths):
-            num_rows = self._encoder.rows_at_end[width]
+        for width in reversed(self.encoder.widths):
+            num_rows = self.encoder.rows_at_end[width]
             while waiting[width]:
                 if len(waiting[width]) < num_rows:
                     self._fill(width, num_rows)
@@ -174,4 +154,4 @@ class _AudioShard:
         """Sends the first ``num_rows`` that wait for batches of ``width`` samples, or all if they are fewer."""
         records, waveforms = zip(*self._waiting[width][:num_rows], strict=True)
         self._waiting[width] = self._waiting[width][num_rows:]
-        self._sent.append((list(records), *self._encoder.dispatch(width, waveforms, num_rows)))
+        self._sent.append((list(records), *self.encoder.dispatch(width, waveforms, num_rows)))

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.conversation_context import ContextOptions, add_context
-from mmei_jax.record_schema import canonical_json
+from mmei_jax.fingerprints import canonical_json
 from mmei_jax.records import LabelSpec
 from mmei_jax.types import InputError
 

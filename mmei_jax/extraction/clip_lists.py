@@ -22,7 +22,8 @@ from jaxtyping import Shaped
 from mmei_jax.extraction import label_columns
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.media import MediaError
-from mmei_jax.record_schema import canonical_json, check_name
+from mmei_jax.fingerprints import canonical_json
+from mmei_jax.record_schema import check_name
 from mmei_jax.records import LabelSpec, MaskedColumn
 from mmei_jax.types import InputError
 

@@ -30,7 +30,7 @@ from mmei_jax.extraction.class_weights import balanced_weights, count_classes
 from mmei_jax.extraction.clip_builder import CONTEXT_OPTIONS, ClipBuilder, ClipConfig, to_clip
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.utterance_lists import Utterance, write_clip_list
-from mmei_jax.record_schema import canonical_json
+from mmei_jax.fingerprints import canonical_json
 from mmei_jax.records import LabelSpec
 from mmei_jax.types import InputError
 

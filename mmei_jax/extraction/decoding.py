@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from mmei_jax.command import mark_flags_parsed
+from mmei_jax.encoders.preprocessing import ImagePreprocessing
 from mmei_jax.extraction import faces
 from mmei_jax.extraction.clip_lists import media_path
 from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.media import MediaError, Span, decode_audio, decode_frames
-from mmei_jax.extraction.preprocessing import ImagePreprocessing
 
 WorkerKind = Literal["threads", "processes"]
 # Reasons that say that a clip lacks a modality, not that it is damaged: no failure where the modality may be missing.

@@ -5,18 +5,36 @@ run was interrupted; a clip's features do not depend on its batch (docs/encoders
 a shard's batches give is fetched only when the next shard's are under way.
 """
 
-from collections.abc import Iterable
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from mmei_jax.extraction.audio_encoding import AudioEncoder
 from mmei_jax.extraction.decoding import DecodedClip
 from mmei_jax.extraction.encoder_loading import Collect, Devices
-from mmei_jax.extraction.extraction_config import ExtractionConfig
+from mmei_jax.extraction.extraction_config import ExtractionConfig, parse
 from mmei_jax.extraction.media import MediaError
 from mmei_jax.extraction.text_encoding import TextEncoder
 from mmei_jax.extraction.vision_encoding import VisionEncoder
+from mmei_jax.records import DatasetSpec
+from mmei_jax.types import InputError
+
+
+@runtime_checkable
+class HasEncoders(Protocol):
+    """What turns clips into tokens."""
+
+    @property
+    def encoders(self) -> Mapping[str, Any]:
+        """By modality, what has a ``producer``."""
+
+
+Encoders = TypeVar("Encoders", bound=HasEncoders)
 
 
 @dataclass(frozen=True)
@@ -97,3 +115,39 @@ class ClipEncoder:
             encoded.append(EncodedClip(clip.failure, frames_without_face(clip, self._marks_faces), is_cut))
         shards = (("vision", vision), ("audio", audio), ("text", text))
         return EncodedShard(encoded, {name: shard.finish() for name, shard in shards if shard is not None})
+
+
+def open_encoders(
+    path: Path, modalities: Sequence[str], spec: DatasetSpec, make: Callable[[ExtractionConfig], Encoders]
+) -> tuple[Encoders, ExtractionConfig]:
+    """What made a data set's features or raw media, and the configuration of its extraction, for some modalities.
+
+    Args:
+        path: the ``extraction.json`` that :mod:`mmei_jax.extraction.extract` left.
+        modalities: which of them.
+        spec: of the data set.
+        make: :class:`ClipEncoder` for features, :class:`mmei_jax.extraction.raw_media.RawClips` for raw media.
+
+    Raises:
+        InputError: the file is missing or no such configuration, or its checkpoints are not those of the features.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: missing: how this run's features were made is not known, and no clip can be read as they were; "
+            "expected a run on features that mmei_jax.extraction.extract made of clips (simulated and imported "
+            "features have no encoders), or --extraction, the file that it left beside them"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a configuration of an extraction: {error!r}") from error
+    config = dataclasses.replace(parse(values), modalities=tuple(modalities))
+    encoder = make(config)
+    for name, own in encoder.encoders.items():
+        expected = spec.modalities[name].producer.revision
+        if own.producer.revision != expected:
+            raise InputError(
+                f"config.{name}.checkpoint of {path}: its weights are {own.producer.revision}, "
+                f"the run's features were made by {expected}"
+            )
+    return encoder, config

@@ -9,7 +9,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmei_jax.config import build, require
+from mmei_jax.config_values import build, require
 from mmei_jax.extraction.faces import Method
 from mmei_jax.record_schema import LabelSpec
 from mmei_jax.types import MODALITIES

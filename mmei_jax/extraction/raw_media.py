@@ -10,19 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from mmei_jax.encoders import preprocessing
 from mmei_jax.encoders.hugging_face_config import ConfigReader
-from mmei_jax.encoders.pretrained_files import read_json
+from mmei_jax.encoders.pretrained_files import read_json, read_preprocessing
+from mmei_jax.encoders.tokenizer import Tokenizer, vocabulary_fingerprint
 from mmei_jax.encoders.wav2vec2 import Wav2Vec2Config
-from mmei_jax.extraction import preprocessing
 from mmei_jax.extraction.decoding import AudioSettings, DecodedClip, VisionSettings
 from mmei_jax.extraction.encoder_loading import Collect
 from mmei_jax.extraction.encoding import EncodedClip, EncodedShard, frames_without_face
 from mmei_jax.extraction.extraction_config import ExtractionConfig
-from mmei_jax.extraction.text_encoding import Tokenizer
+from mmei_jax.models.raw_encoders import LARGEST_SAMPLE
 from mmei_jax.records import Producer
 from mmei_jax.types import InputError
-
-_LARGEST_SAMPLE = 32767
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class RawClips:
         self.has_text = "text" in config.modalities
         if "vision" in config.modalities:
             vision = config.vision
-            image = preprocessing.ImagePreprocessing.read(preprocessing.read_file(Path(vision.checkpoint)))
+            image = preprocessing.ImagePreprocessing.read(read_preprocessing(Path(vision.checkpoint)))
             self.vision_settings = VisionSettings(
                 vision.frames_per_second, vision.max_frames, vision.faces, vision.face_margin, image
             )
@@ -71,7 +70,7 @@ class RawClips:
             self.encoders["vision"] = RawModality(image.height * image.width * 3, "uint8", producer, shape)
         if "audio" in config.modalities:
             folder = Path(config.audio.checkpoint)
-            rate = preprocessing.AudioPreprocessing.read(preprocessing.read_file(folder)).sample_rate_hz
+            rate = preprocessing.AudioPreprocessing.read(read_preprocessing(folder)).sample_rate_hz
             architecture = Wav2Vec2Config.read(ConfigReader(read_json(folder / "config.json"), "wav2vec2"))
             self.audio_settings = AudioSettings(rate, architecture.receptive_field)
             producer = Producer(layer="samples", sample_rate_hz=rate)
@@ -80,7 +79,11 @@ class RawClips:
             if config.text.stored != "all":
                 raise InputError(f"config.text.stored = {config.text.stored!r}: expected 'all' for raw media")
             self._tokenizer = Tokenizer(config.text.checkpoint, config.text.max_tokens)
-            producer = Producer(encoder=f"tokenizer of {Path(config.text.checkpoint).name}", layer="token ids")
+            producer = Producer(
+                encoder=f"tokenizer of {Path(config.text.checkpoint).name}",
+                revision=vocabulary_fingerprint(config.text.checkpoint),
+                layer="token ids",
+            )
             self.encoders["text"] = RawModality(1, "int32", producer)
 
     def dispatch(self, clips: Iterable[DecodedClip]) -> EncodedShard:
@@ -93,7 +96,7 @@ class RawClips:
                 seen = clip.frames.pixels[clip.frames.has_face]
                 kept["vision"][index] = seen.reshape(len(seen), -1)
             if clip.samples is not None:
-                rounded = np.round(np.clip(clip.samples, -1.0, 1.0) * _LARGEST_SAMPLE)
+                rounded = np.round(np.clip(clip.samples, -1.0, 1.0) * LARGEST_SAMPLE)
                 kept["audio"][index] = rounded.astype(np.int16)[:, None]
             if clip.text is not None and self._tokenizer is not None:
                 words = self._tokenizer.encode(clip.text)

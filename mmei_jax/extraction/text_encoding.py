@@ -1,17 +1,16 @@
 """Words to tokens, several texts in a row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-import transformers
 from jaxtyping import Array, Float
 
 from mmei_jax.encoders.bert import BertConfig
 from mmei_jax.encoders.corpus_order import states_of_records
 from mmei_jax.encoders.text_packing import pack_texts
+from mmei_jax.encoders.tokenizer import Tokenizer
 from mmei_jax.extraction.encoder_loading import (
     Collect,
     Devices,
@@ -26,14 +25,6 @@ from mmei_jax.types import InputError
 
 # A text of the fewest tokens that a tokenizer gives: one, and the two around it.
 _FEWEST_TOKENS = 3
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """Token ids of a text, and whether some were cut off."""
-
-    token_ids: list[int]
-    is_cut: bool
 
 
 class TextEncoder:
@@ -56,13 +47,13 @@ class TextEncoder:
         self._device = device
         self._tokens_per_row = text.tokens_per_row
         self._rows = device.rows(text.rows_per_batch)
-        self._parameters = device.copy(encoder.parameters)
+        self.parameters = device.copy(encoder.parameters)
 
         @jax.jit
         def encode(parameters: Any, token_ids: Array, segment_ids: Array) -> Float[Array, "rows tokens dim"]:
             return apply_encoder(encoder, parameters, token_ids, segment_ids).last_hidden_state
 
-        self._encode = encode
+        self.encode = encode
 
     def start(self) -> "_TextShard":
         """Begins a shard."""
@@ -78,7 +69,7 @@ class TextEncoder:
         )
         place = self._device.place
         sent = [
-            (self._encode(self._parameters, place(batch.token_ids), place(batch.segment_ids)), batch)
+            (self.encode(self.parameters, place(batch.token_ids), place(batch.segment_ids)), batch)
             for batch in packed.batches
         ]
 
@@ -94,48 +85,11 @@ class TextEncoder:
         return collect
 
 
-class Tokenizer:
-    """A checkpoint's tokenizer, which cuts what is too long."""
-
-    def __init__(self, folder: str, max_tokens: int, *, keeps_end: bool = False) -> None:
-        """Loads it from the checkpoint's folder.
-
-        Args:
-            folder: of the checkpoint.
-            max_tokens: most tokens of a text.
-            keeps_end: whether what is too long loses its start instead of its end.
-
-        Raises:
-            InputError: the folder has none.
-        """
-        try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            wanted = "expected the checkpoint's tokenizer files (tokenizer.json, or vocab.txt) in it"
-            raise InputError(f"{folder}: no tokenizer: {wanted}: {' '.join(str(error).split())[:200]}") from error
-        self._max_tokens = max_tokens
-        self._tokenizer.truncation_side = "left" if keeps_end else "right"
-
-    def encode(self, text: str) -> EncodedText:
-        """Token ids with what the tokenizer puts around them, at most ``max_tokens``."""
-        whole = self._tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
-        if len(whole) <= self._max_tokens:
-            return EncodedText(whole, is_cut=False)
-        cut = self._tokenizer(text, truncation=True, max_length=self._max_tokens)["input_ids"]
-        return EncodedText(cut, is_cut=True)
-
-    def context_length(self, token_ids: list[int]) -> int:
-        """Tokens up to the last separator within a text, that one included; 0 without any."""
-        inner = token_ids[:-1]
-        separator = self._tokenizer.sep_token_id
-        return len(inner) - inner[::-1].index(separator) if separator in inner else 0
-
-
 class _TextShard:
     """Words of one shard's clips; packed when all are there."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._records: list[int] = []
         self._texts: list[list[int]] = []
 
@@ -148,5 +102,5 @@ class _TextShard:
         """Sends everything off."""
         if not self._texts:
             return dict
-        collect = self._encoder.dispatch(self._texts)
+        collect = self.encoder.dispatch(self._texts)
         return lambda: {self._records[index]: states for index, states in collect().items()}

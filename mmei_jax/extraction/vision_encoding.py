@@ -7,10 +7,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from mmei_jax.encoders import preprocessing
 from mmei_jax.encoders.outputs import EncoderOutputs
+from mmei_jax.encoders.pretrained_files import read_preprocessing
 from mmei_jax.encoders.resnet import ResNetConfig
 from mmei_jax.encoders.vit import VitConfig, mean_of_patches
-from mmei_jax.extraction import preprocessing
 from mmei_jax.extraction.decoding import Frames, VisionSettings
 from mmei_jax.extraction.encoder_loading import (
     Collect,
@@ -32,6 +33,9 @@ class VisionEncoder:
         dim, dtype, token_shape: of a token, as data sets have it.
         settings: how workers take frames.
         producer: what data sets say about the features.
+        preprocessing: of what the encoder takes.
+        parameters: of the encoder, on every device.
+        encode: from parameters and a batch to states; jitted.
     """
 
     def __init__(self, config: ExtractionConfig, device: Devices) -> None:
@@ -42,10 +46,10 @@ class VisionEncoder:
         """
         vision: VisionExtraction = config.vision
         encoder = load_encoder(vision.checkpoint, "vision", (VitConfig, ResNetConfig), config)
-        self._preprocessing = preprocessing.ImagePreprocessing.read(preprocessing.read_file(Path(vision.checkpoint)))
+        self.preprocessing = preprocessing.ImagePreprocessing.read(read_preprocessing(Path(vision.checkpoint)))
         self.dim = _token_dim(encoder.config, vision.token)
         self.settings = VisionSettings(
-            vision.frames_per_second, vision.max_frames, vision.faces, vision.face_margin, self._preprocessing
+            vision.frames_per_second, vision.max_frames, vision.faces, vision.face_margin, self.preprocessing
         )
         self.dtype = config.dtype
         self.token_shape: tuple[int, ...] = ()
@@ -58,14 +62,14 @@ class VisionEncoder:
         )
         self._device = device
         self._frames_per_batch = device.rows(vision.frames_per_batch)
-        self._parameters = device.copy(encoder.parameters)
+        self.parameters = device.copy(encoder.parameters)
 
         @jax.jit
         def encode(parameters: Any, pixels: UInt8[Array, "frames height width 3"]) -> Float[Array, "frames dim"]:
-            outputs = apply_encoder(encoder, parameters, self._preprocessing.normalise(pixels))
+            outputs = apply_encoder(encoder, parameters, self.preprocessing.normalise(pixels))
             return _token(outputs, vision.token)
 
-        self._encode = encode
+        self.encode = encode
 
     def start(self) -> "_VisionShard":
         """Begins a shard."""
@@ -74,7 +78,7 @@ class VisionEncoder:
     def dispatch(self, pixels: UInt8[np.ndarray, "frames height width 3"]) -> Float[Array, "batch dim"]:
         """Encodes a batch, filled up to its size."""
         filler = np.zeros((self._frames_per_batch - len(pixels), *pixels.shape[1:]), np.uint8)
-        return self._encode(self._parameters, self._device.place(np.concatenate([pixels, filler])))
+        return self.encode(self.parameters, self._device.place(np.concatenate([pixels, filler])))
 
     @property
     def frames_per_batch(self) -> int:
@@ -109,7 +113,7 @@ class _VisionShard:
     """Frames of one shard's clips, batch by batch."""
 
     def __init__(self, encoder: VisionEncoder) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._waiting: list[np.ndarray] = []
         self._owners: list[int] = []
         self._states: list[Array] = []
@@ -118,15 +122,15 @@ class _VisionShard:
         """Takes the frames with a face; a full batch is sent off."""
         self._waiting.extend(frames.pixels[frames.has_face])
         self._owners.extend([record] * int(frames.has_face.sum()))
-        size = self._encoder.frames_per_batch
+        size = self.encoder.frames_per_batch
         while len(self._waiting) >= size:
-            self._states.append(self._encoder.dispatch(np.stack(self._waiting[:size])))
+            self._states.append(self.encoder.dispatch(np.stack(self._waiting[:size])))
             self._waiting = self._waiting[size:]
 
     def finish(self) -> Collect:
         """Sends the rest off."""
         if self._waiting:
-            self._states.append(self._encoder.dispatch(np.stack(self._waiting)))
+            self._states.append(self.encoder.dispatch(np.stack(self._waiting)))
             self._waiting = []
         owners, states = np.array(self._owners), self._states
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mmei_jax.config_values import require
 from mmei_jax.feedback.estimators import ESTIMATORS, MODEL_BASED, LoggedDecisions, Overlap, estimate, overlap
-from mmei_jax.types import InputError
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,18 @@ class GateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.estimator not in ESTIMATORS:
-            raise InputError(f"gate.estimator = {self.estimator!r}: expected one of {', '.join(ESTIMATORS)}")
-        if not 0.5 <= self.confidence < 1.0:
-            raise InputError(f"gate.confidence = {self.confidence}: expected at least 0.5 and below 1")
-        if not 0.0 <= self.least_effective_share <= 1.0:
-            raise InputError(f"gate.least_effective_share = {self.least_effective_share}: expected from 0 to 1")
         low, high = self.mean_weight_range
-        if not 0.0 <= low <= 1.0 <= high:
-            raise InputError(f"gate.mean_weight_range = {self.mean_weight_range}: expected a range around 1")
+        for key, is_good, accepted in (
+            ("estimator", self.estimator in ESTIMATORS, f"one of {', '.join(ESTIMATORS)}"),
+            ("confidence", 0.5 <= self.confidence < 1.0, "at least 0.5 and below 1"),
+            ("least_effective_share", 0.0 <= self.least_effective_share <= 1.0, "from 0 to 1"),
+            ("mean_weight_range", 0.0 <= low <= 1.0 <= high, "a range around 1"),
+            ("largest_weight", self.largest_weight > 0.0, "above 0"),
+            ("least_gain", bool(np.isfinite(self.least_gain)), "a finite number"),
+            ("num_draws", self.num_draws >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
+            require(is_good, f"gate.{key}", getattr(self, key), accepted)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Verdict:
         is_promoted: whether the candidate replaces the current policy.
         reason: one line.
         gain: the candidate's estimated mean reward less the current policy's.
-        low: the lower bound of the gain.
+        low: the lower bound of the gain; NaN where the estimate is undefined in every bootstrap draw.
         current: the current policy's mean reward on its log.
         overlap: how well the log covers the candidate.
     """
@@ -77,8 +80,8 @@ def judge(candidate: LoggedDecisions, config: GateConfig) -> Verdict:
     Raises:
         InputError: the estimator reads a reward model that is not there.
     """
-    if config.estimator in MODEL_BASED and candidate.predicted_rewards is None:
-        raise InputError(f"gate.estimator = {config.estimator!r} reads a reward model: expected predicted rewards")
+    has_rewards = config.estimator not in MODEL_BASED or candidate.predicted_rewards is not None
+    require(has_rewards, "gate.estimator", config.estimator, "predicted rewards of the reward model that it reads")
     found = overlap(candidate)
     options = {"num_draws": config.num_draws, "seed": config.seed}
     theirs = estimate(candidate, [config.estimator], largest_weight=config.largest_weight, **options)[config.estimator]
@@ -93,6 +96,8 @@ def judge(candidate: LoggedDecisions, config: GateConfig) -> Verdict:
         reason = f"refused: the log is worth {share:.1%} of its decisions, at least {config.least_effective_share:.1%}"
     elif not least <= found.mean_weight <= most:
         reason = f"refused: mean weight {found.mean_weight:.3f}, expected from {least} to {most}"
+    elif np.isnan(low):
+        reason = f"refused: no bound of the gain: {config.estimator} is undefined in every draw of the bootstrap"
     elif not low > config.least_gain:
         reason = f"refused: gain {gain:+.4f}, with {config.confidence:.0%} confidence above {low:+.4f}: not beyond"
         reason += f" {config.least_gain:g}"

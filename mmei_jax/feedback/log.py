@@ -59,7 +59,7 @@ def check_impressions(table: pa.Table, known_items: Iterable[str] | None = None,
 
     Args:
         table: impressions.
-        known_items: ids that may be shown; None takes any.
+        known_items: ids that may be shown; None takes any. Of many ids give a frozenset, which is used as it is.
         where: begins the message.
 
     Raises:
@@ -96,12 +96,14 @@ def check_impressions(table: pa.Table, known_items: Iterable[str] | None = None,
     rated = _numpy(table["satisfaction"].fill_null(1.0))
     refuse((rated >= 1.0) & (rated <= 5.0), "satisfaction", "a rating from 1 to 5, or null")
     if known_items is not None:
-        known = pa.array(sorted(known_items), pa.string())
-        refuse(
-            _all(table, "item_ids", lambda values: _numpy(pc.is_in(values, value_set=known))),
-            "item_ids",
-            "items of the catalogue",
-        )
+        known = frozenset(known_items)
+
+        def is_known(values: Any) -> np.ndarray:
+            # The catalogue is large, and a set of it is there already: only what was shown is looked up.
+            unknown = [item for item in pc.unique(values).to_pylist() if item not in known]
+            return ~_numpy(pc.is_in(values, value_set=pa.array(unknown, pa.string())))
+
+        refuse(_all(table, "item_ids", is_known), "item_ids", "items of the catalogue")
 
 
 def _numpy(values: Any) -> np.ndarray:
@@ -201,10 +203,27 @@ class FeedbackWriter:
         return self._folder / f"{self._name}-{self._number:06d}.arrow{_PARTIAL}"
 
     def _begin(self) -> None:
-        self._file = self._partial.open("xb")
-        # Tells a writer that is alive from one that was killed: the system drops the lock with the process.
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = _open_locked(self._partial)
         self._stream = pa.ipc.new_stream(self._file, SCHEMA)
+
+
+def _open_locked(partial: Path) -> Any:
+    """A new partial, locked: the lock tells a writer that is alive from one that was killed, with whom it ends."""
+    while True:
+        file = partial.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Before it was locked, another writer may have taken it for a killed one's and removed it.
+        if _is_at(file, partial):
+            return file
+        file.close()
+
+
+def _is_at(file: Any, path: Path) -> bool:
+    """Whether the open file is the one that the path names."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def recover(folder: Path) -> list[Path]:
@@ -212,16 +231,23 @@ def recover(folder: Path) -> list[Path]:
 
     Returns:
         The sealed segments. A partial without a whole append is removed.
+
+    Raises:
+        OSError: a partial cannot be read, or a segment cannot be written; the partial stays as it is.
     """
     sealed = []
     for partial in sorted(folder.glob(f"*.arrow{_PARTIAL}")):
-        with suppress(FileNotFoundError), partial.open("rb") as file:
+        try:
+            file = partial.open("rb")
+        except FileNotFoundError:
+            continue
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
             # Its writer, or another that recovers, may have sealed it in between.
-            if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+            if _is_at(file, partial):
                 found = _seal(partial)
                 sealed += [found] if found is not None else []
     return sealed
@@ -230,8 +256,10 @@ def recover(folder: Path) -> list[Path]:
 def _seal(partial: Path) -> Path | None:
     """The whole batches of a partial as a sealed segment; None where there is none."""
     batches = []
-    # What was cut off within a batch, or within the schema, was never confirmed to anybody.
-    with suppress(pa.ArrowInvalid, OSError), pa.OSFile(str(partial)) as source, pa.ipc.open_stream(source) as reader:
+    # Read before it is parsed: of bytes in memory, an error says that they end too early, and nothing else. What was
+    # cut off within a batch, or within the schema, was never confirmed to anybody.
+    content = pa.py_buffer(partial.read_bytes())
+    with suppress(pa.ArrowInvalid, OSError), pa.ipc.open_stream(content) as reader:
         while True:
             try:
                 batches.append(reader.read_next_batch())

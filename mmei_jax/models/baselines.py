@@ -26,7 +26,7 @@ from mmei_jax.models.fusion import (
     standardized,
     weighted_sum,
 )
-from mmei_jax.models.heads import ContentTower, finish_embedding
+from mmei_jax.models.heads import finish_embedding
 from mmei_jax.models.mmei import (
     Fusion,
     Mmei,
@@ -34,9 +34,11 @@ from mmei_jax.models.mmei import (
     declare_task_log_variances,
     embed_targets,
     in_order,
+    make_content_tower,
     make_user_projection,
 )
-from mmei_jax.types import MODALITIES, Batch, Items, Outputs, TokenSequence
+from mmei_jax.models.user_side import UserSide
+from mmei_jax.types import MODALITIES, Batch, Dimension, Items, Outputs, TokenSequence
 
 
 class MultiModalTransformer(Mmei):
@@ -49,7 +51,7 @@ class MultiModalTransformer(Mmei):
     def set_up_fusion(self) -> None:
         """Names the submodules of :meth:`fuse`."""
         config, inputs = self.config, self.tasks.inputs()
-        self.embed = {name: ModalityEmbedding(config, spec.max_tokens) for name, spec in inputs.items()}
+        self.embed = {name: ModalityEmbedding(config, spec.max_positions) for name, spec in inputs.items()}
         self.layers = [
             EncoderLayer(
                 config.num_heads,
@@ -64,7 +66,7 @@ class MultiModalTransformer(Mmei):
         self.pool = {name: Pooling(config.pooling) for name in inputs}
 
     def fuse(
-        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, num_records: int, *, is_training: bool
+        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, num_records: Dimension, *, is_training: bool
     ) -> Fusion:
         """One sequence of all tokens through all layers; see :meth:`Mmei.fuse <mmei_jax.models.mmei.Mmei.fuse>`."""
         states = self.embed_tokens(sequences, segment_ids, is_training=is_training)
@@ -110,7 +112,8 @@ class LateFusion(nn.Module):
         self.branch = {name: Mmei(config, self._branch_tasks(name)) for name in tasks.inputs()}
         if tasks.has_ranking:
             self.user_projection = {name: make_user_projection(config) for name in tasks.inputs()}
-            self.content_tower = ContentTower(config, tasks.num_kinds)
+            self.user_side = UserSide(config, tasks.num_users, tasks.profile_dim)
+            self.content_tower = make_content_tower(config, tasks)
         self.task_log_variances = declare_task_log_variances(self, tasks)
         one = partial(jnp.ones, (len(MODALITIES),))
         self.emotion_temperature = self.variable("statistics", "emotion_temperature", one)
@@ -149,7 +152,8 @@ class LateFusion(nn.Module):
             intent = _average(intent_branches, shares, self.intent_temperature.value, "softmax")
         user = positive = slate = None
         if self.tasks.has_ranking:
-            user = self._embed_users(outputs, weights)
+            known = self.user_side(batch.user, batch.is_record.shape[0], is_training=is_training)
+            user = self._embed_users(outputs, weights, known)
             positive, slate = embed_targets(self.content_tower, batch, self.tasks)
         vectors = collect("fused")
         return Outputs(
@@ -176,12 +180,12 @@ class LateFusion(nn.Module):
         others: dict[str, Any] = {other: None for other in MODALITIES if other != name}
         return dataclasses.replace(self.tasks, **others, has_ranking=False, learns_task_weights=False)
 
-    def _embed_users(self, outputs: dict[str, Outputs], weights: Array) -> Array:
+    def _embed_users(self, outputs: dict[str, Outputs], weights: Array, known: Array) -> Array:
         """The mean of the present branches' embeddings: its scores are the means of theirs (Eq. 7 is linear)."""
         users = {}
         for name, found in outputs.items():
             parts = [part for part in (found.fused, found.emotion_state, found.intent_state) if part is not None]
-            embedding = self.user_projection[name](jnp.concatenate(parts, axis=-1))
+            embedding = self.user_projection[name](jnp.concatenate(parts, axis=-1)) + known
             users[name] = finish_embedding(embedding, self.config.normalize_embeddings)
         return weighted_sum(weights, in_order(users))
 
@@ -210,12 +214,12 @@ class PooledLogistic(nn.Module):
             self.intent_logits = Dense(tasks.num_intents, ("features", "classes"))
         if tasks.has_ranking:
             self.user_projection = Dense(config.embedding_dim, ("features", "embed"))
-            self.content_tower = ContentTower(config, tasks.num_kinds)
+            self.user_side = UserSide(config, tasks.num_users, tasks.profile_dim)
+            self.content_tower = make_content_tower(config, tasks)
         self.task_log_variances = declare_task_log_variances(self, tasks)
 
     def __call__(self, batch: Batch, *, is_training: bool) -> Outputs:
-        """Everything the model says about a batch; the same whether training or not."""
-        del is_training
+        """Everything the model says about a batch; the same whether training or not, but for users left out."""
         num_records = batch.is_record.shape[0]
         given, parts = batch.sequences(), []
         for name, spec in self.tasks.inputs().items():
@@ -227,7 +231,8 @@ class PooledLogistic(nn.Module):
         emotion = self.emotion_logits(features)
         user = positive = slate = None
         if self.tasks.has_ranking:
-            user = finish_embedding(self.user_projection(features), self.config.normalize_embeddings)
+            known = self.user_side(batch.user, num_records, is_training=is_training)
+            user = finish_embedding(self.user_projection(features) + known, self.config.normalize_embeddings)
             positive, slate = embed_targets(self.content_tower, batch, self.tasks)
         return Outputs(
             emotion=emotion[:, 0] if self.tasks.emotion == "regression" else emotion,
@@ -252,7 +257,7 @@ class PooledFeatures(nn.Module):
     """The mean of a record's standardised token features, and 1 where there is a token at all."""
 
     @nn.compact
-    def __call__(self, sequence: TokenSequence, num_records: int) -> Float[Array, "batch features"]:
+    def __call__(self, sequence: TokenSequence, num_records: Dimension) -> Float[Array, "batch features"]:
         """``[batch, input_dim + 1]`` float32; 0 for a record without tokens."""
         features = standardized(self, sequence)
         num_segments = num_records // sequence.segment_ids.shape[0]

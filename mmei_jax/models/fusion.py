@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from mmei_jax.activations import placed
 from mmei_jax.config import ModelConfig
 from mmei_jax.encoders.transformer import (
     Dense,
@@ -24,6 +25,7 @@ from mmei_jax.encoders.transformer import (
     attendable,
     embedding_init,
     masked_softmax,
+    placed_states,
     positions_in_segment,
     with_axes,
 )
@@ -129,7 +131,7 @@ class ModalityEmbedding(nn.Module):
             one_hot = jax.nn.one_hot(positions, self.max_positions, dtype=jnp.float32)
             rows = jnp.matmul(one_hot, table, precision=jax.lax.Precision.HIGHEST)
             states = states + jnp.where(positions[..., None] < self.max_positions, rows, jnp.nan)
-        return Dropout(config.dropout_rate)(states, is_training=is_training)
+        return Dropout(config.dropout_rate)(placed_states(states), is_training=is_training)
 
 
 class CrossModalLayer(nn.Module):
@@ -287,7 +289,7 @@ class ModalityWeighting(nn.Module):
         return masked_softmax(jnp.broadcast_to(scores, is_present.shape), is_present)
 
     def _score(self, name: str, x: Array, hidden_dim: int, num_scores: int) -> Array:
-        hidden = jnp.tanh(Dense(hidden_dim, ("embed", "mlp"), name=f"{name}_hidden")(x))
+        hidden = placed(jnp.tanh(Dense(hidden_dim, ("embed", "mlp"), name=f"{name}_hidden")(x)), "batch", "mlp")
         return Dense(num_scores, ("mlp", "classes"), use_bias=num_scores > 1, name=f"{name}_output")(hidden)
 
 
@@ -300,4 +302,4 @@ def weighted_sum(
         weights: ``[batch, modalities]`` float32, 0 where absent.
         vectors: ``[batch, modalities, dim]`` float32, 0 where absent.
     """
-    return (weights[..., None] * vectors).sum(axis=1)
+    return placed_states((weights[..., None] * vectors).sum(axis=1))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from mmei_jax.activations import placed
 from mmei_jax.config import ModelConfig
-from mmei_jax.encoders.transformer import Dense, EncoderLayer, LayerNorm, embedding_init, with_axes
-from mmei_jax.types import Items
+from mmei_jax.encoders.transformer import Dense, EncoderLayer, LayerNorm, embedding_init, placed_states, with_axes
 
 # Shorter vectors have no direction worth keeping.
 _SMALLEST_NORM = 1e-6
@@ -59,29 +59,9 @@ class TaskHead(nn.Module):
                     name=f"layer_{index}",
                 )(tokens, mask, is_training=is_training)
             state = LayerNorm(name="norm")(tokens[:, 0])
-        return Dense(self.num_outputs, ("embed", "classes"), name="logits")(state), state
-
-
-class ContentTower(nn.Module):
-    """E_c of Eq. 7: projected item features plus an embedding of the item's kind.
-
-    Attributes:
-        config: sizes and switches.
-        num_kinds: kinds of content (music, video ...).
-    """
-
-    config: ModelConfig
-    num_kinds: int
-
-    @nn.compact
-    def __call__(self, items: Items) -> Float[Array, "*items embedding"]:
-        """``[..., embedding]`` float32, of unit length if the configuration says so; features must be finite."""
-        size = self.config.embedding_dim
-        projection = Dense(size, ("features", "embed"), compute_dtype=self.config.compute_dtype, name="projection")
-        table = self.param("kind_embedding", with_axes(embedding_init, "kind", "embed"), (self.num_kinds, size))
-        one_hot = jax.nn.one_hot(items.kind, self.num_kinds, dtype=jnp.float32)
-        kinds = jnp.matmul(one_hot, table, precision=jax.lax.Precision.HIGHEST)
-        return finish_embedding(projection(items.features) + kinds, self.config.normalize_embeddings)
+        state = placed_states(state)
+        logits = Dense(self.num_outputs, ("embed", "classes"), name="logits")(state)
+        return placed(logits, "batch", "classes"), state
 
 
 def finish_embedding(embedding: Float[Array, "*batch embedding"], normalize: bool) -> Float[Array, "*batch embedding"]:
@@ -93,6 +73,7 @@ def finish_embedding(embedding: Float[Array, "*batch embedding"], normalize: boo
         embedding: ``[..., embedding]`` float32.
         normalize: whether to scale to unit length.
     """
+    embedding = placed_states(embedding)
     if not normalize:
         return embedding
     squared = jnp.square(embedding).sum(axis=-1, keepdims=True)

@@ -8,7 +8,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mmei_jax.config import ModelConfig
-from mmei_jax.encoders.transformer import Dense, with_axes
+from mmei_jax.encoders.bert import BertConfig
+from mmei_jax.encoders.transformer import Dense, placed_states, with_axes
+from mmei_jax.models.content_tower import ContentTower
 from mmei_jax.models.fusion import (
     CrossModalTransformer,
     ModalityEmbedding,
@@ -21,16 +23,35 @@ from mmei_jax.models.fusion import (
     record_membership,
     weighted_sum,
 )
-from mmei_jax.models.heads import ContentTower, TaskHead, finish_embedding
-from mmei_jax.types import MODALITIES, Batch, Items, Outputs, TokenSequence
+from mmei_jax.models.heads import TaskHead, finish_embedding
+from mmei_jax.models.raw_encoders import RawEncoding
+from mmei_jax.models.user_side import UserSide
+from mmei_jax.types import MODALITIES, Batch, Dimension, Items, Outputs, TokenSequence
 
 
 @dataclass(frozen=True)
 class ModalityInput:
-    """What the model must know of one modality's input: features per token, and the most tokens of one record."""
+    """What the model must know of one modality's input.
+
+    Attributes:
+        dim: features per token.
+        max_tokens: the most tokens of one record.
+        encoder: what makes features of raw tokens (frames, samples, token ids); None where they are features.
+    """
 
     dim: int
     max_tokens: int
+    encoder: RawEncoding | None = None
+
+    @property
+    def feature_dim(self) -> int:
+        """Features per token that Eq. 1 projects."""
+        return self.dim if self.encoder is None else self.encoder.dim
+
+    @property
+    def max_positions(self) -> int:
+        """The most tokens of one record that Eq. 1 projects."""
+        return self.max_tokens if self.encoder is None else self.encoder.num_tokens(self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -43,9 +64,13 @@ class Tasks:
         num_emotions: emotion classes; 1 for a regression.
         num_intents: intent classes; None when there is no intent task.
         has_ranking: whether users and items are embedded (Eq. 7).
-        item_dim: features of a catalogue item; 0 without ranking.
+        item_dim: features of an item that the content tower reads; 0 without ranking, or if it reads words alone.
         num_kinds: kinds of catalogue items; 0 without ranking.
         learns_task_weights: whether each task has a learned log variance (Kendall et al., 2018).
+        word_dim: features of what a frozen encoder made of an item's words; 0 without one.
+        word_encoder: the BERT over an item's words that is trained with the content tower; None without one.
+        num_users: users with an embedding of their own; 0 without.
+        profile_dim: features of a user's affect profile; 0 without.
     """
 
     vision: ModalityInput | None
@@ -58,6 +83,10 @@ class Tasks:
     item_dim: int
     num_kinds: int
     learns_task_weights: bool
+    word_dim: int = 0
+    word_encoder: BertConfig | None = None
+    num_users: int = 0
+    profile_dim: int = 0
 
     def inputs(self) -> dict[str, ModalityInput]:
         """The modalities that the model reads, in the order of :data:`~mmei_jax.types.MODALITIES`."""
@@ -92,6 +121,9 @@ class Mmei(nn.Module):
     The other architectures of :mod:`mmei_jax.models.baselines` replace :meth:`set_up_fusion` and :meth:`fuse`, and keep
     inputs, heads and towers.
 
+    Raw tokens of a modality go through an encoder first (:mod:`~mmei_jax.models.raw_encoders`), whose parameters are
+    those of ``encoder_<modality>``.
+
     Variables: ``params``, and ``statistics`` (per modality ``mean`` and ``scale``, constants that standardise the
     features). Generators when training: ``dropout`` and ``modality_dropout``.
 
@@ -107,18 +139,21 @@ class Mmei(nn.Module):
         """Names the submodules; parameter paths follow (``embed_vision/projection/kernel``)."""
         self.set_up_fusion()
         config, tasks = self.config, self.tasks
+        encodings = {name: spec.encoder for name, spec in tasks.inputs().items()}
+        self.encoder = {name: own.make() for name, own in encodings.items() if own is not None}
         self.emotion_head = TaskHead(config, tasks.num_emotions)
         if tasks.num_intents is not None:
             self.intent_head = TaskHead(config, tasks.num_intents)
         if tasks.has_ranking:
             self.user_projection = make_user_projection(config)
-            self.content_tower = ContentTower(config, tasks.num_kinds)
+            self.user_side = UserSide(config, tasks.num_users, tasks.profile_dim)
+            self.content_tower = make_content_tower(config, tasks)
         self.task_log_variances = declare_task_log_variances(self, tasks)
 
     def set_up_fusion(self) -> None:
         """Names the submodules of :meth:`fuse`."""
         config, inputs = self.config, self.tasks.inputs()
-        self.embed = {name: ModalityEmbedding(config, spec.max_tokens) for name, spec in inputs.items()}
+        self.embed = {name: ModalityEmbedding(config, spec.max_positions) for name, spec in inputs.items()}
         self.cross_modal = CrossModalTransformer(config)
         self.pool = {name: Pooling(config.pooling) for name in inputs}
         self.weighting = ModalityWeighting(config.modality_weighting)
@@ -152,7 +187,8 @@ class Mmei(nn.Module):
             intent, intent_state = self.intent_head(*read, is_training=is_training)
         user = positive = slate = None
         if self.tasks.has_ranking:
-            user = self._embed_users(fusion.fused, emotion_state, intent_state)
+            known = self.user_side(batch.user, num_records, is_training=is_training)
+            user = self._embed_users(fusion.fused, emotion_state, intent_state, known)
             positive, slate = embed_targets(self.content_tower, batch, self.tasks)
         return Outputs(
             emotion=emotion[:, 0] if self.tasks.emotion == "regression" else emotion,
@@ -173,7 +209,7 @@ class Mmei(nn.Module):
         return self.content_tower(items)
 
     def fuse(
-        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, num_records: int, *, is_training: bool
+        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, num_records: Dimension, *, is_training: bool
     ) -> Fusion:
         """Eq. 1 to 3: from tokens to what the heads read.
 
@@ -201,19 +237,19 @@ class Mmei(nn.Module):
         }
 
     def pool_records(
-        self, states: States, segment_ids: SegmentIds, num_records: int
+        self, states: States, segment_ids: SegmentIds, num_records: Dimension
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Per modality that the model reads, pooled vectors ``[batch, dim]`` and ``[batch]`` whether it is present."""
         vectors, present = {}, {}
         for name, ids in segment_ids.items():
             num_segments = num_records // ids.shape[0]
             pooled = self.pool[name](states[name], ids, num_segments)
-            vectors[name] = pooled.reshape(num_records, self.config.dim)
+            vectors[name] = placed_states(pooled.reshape(num_records, self.config.dim))
             present[name] = record_membership(ids, num_segments).any(axis=-1).reshape(num_records)
         return vectors, present
 
     def _sequences(self, batch: Batch) -> dict[str, TokenSequence]:
-        """The batch's token sequences, checked; one padding token a row for a modality that the batch lacks."""
+        """The batch's features, encoded and checked; one padding token a row for a modality that the batch lacks."""
         given, inputs = batch.sequences(), self.tasks.inputs()
         unknown = sorted(set(given) - set(inputs))
         if unknown:
@@ -225,7 +261,7 @@ class Mmei(nn.Module):
         sequences = {}
         for name, spec in inputs.items():
             if name not in given:
-                features = jnp.zeros((num_rows, 1, spec.dim))
+                features = jnp.zeros((num_rows, 1, spec.feature_dim))
                 sequences[name] = TokenSequence(features, jnp.zeros((num_rows, 1), jnp.int32))
                 continue
             rows, tokens, dim = given[name].features.shape
@@ -234,19 +270,24 @@ class Mmei(nn.Module):
                 raise ValueError(f"batch.{name}.features {shape}: expected ({num_rows}, tokens, {spec.dim})")
             if num_rows == num_records and self.config.position_embedding and tokens > spec.max_tokens:
                 raise ValueError(f"batch.{name}: {tokens} tokens, the position table has {spec.max_tokens}")
-            sequences[name] = given[name]
+            sequences[name] = self.encoder[name](given[name]) if name in self.encoder else given[name]
         return sequences
 
-    def _embed_users(self, fused: Array, emotion_state: Array, intent_state: Array | None) -> Array:
-        """F_u of Eq. 7: projection of [F; emotion-head state; intent-head state]."""
+    def _embed_users(self, fused: Array, emotion_state: Array, intent_state: Array | None, known: Array) -> Array:
+        """F_u of Eq. 7: projection of [F; emotion-head state; intent-head state], and what is known of the user."""
         parts = [part for part in (fused, emotion_state, intent_state) if part is not None]
-        embedding = self.user_projection(jnp.concatenate(parts, axis=-1))
+        embedding = self.user_projection(placed_states(jnp.concatenate(parts, axis=-1))) + known
         return finish_embedding(embedding, self.config.normalize_embeddings)
 
 
 def make_user_projection(config: ModelConfig, name: str | None = None) -> Dense:
     """The projection of Eq. 7's F_u, not yet applied."""
     return Dense(config.embedding_dim, ("embed", "features"), compute_dtype=config.compute_dtype, name=name)
+
+
+def make_content_tower(config: ModelConfig, tasks: Tasks) -> ContentTower:
+    """The tower of Eq. 7's E_c, not yet applied."""
+    return ContentTower(config, tasks.num_kinds, tasks.item_dim > 0, tasks.word_encoder, tasks.word_dim > 0)
 
 
 def declare_task_log_variances(module: nn.Module, tasks: Tasks) -> Array | None:
@@ -267,7 +308,9 @@ def embed_targets(tower: ContentTower, batch: Batch, tasks: Tasks) -> tuple[Arra
         slate = batch.ranking.slate
         return tower(batch.ranking.positive), None if slate is None else tower(slate.items)
     if tower.is_initializing():
-        tower(Items(jnp.zeros((1, tasks.item_dim)), jnp.zeros(1, jnp.int32)))
+        states = jnp.zeros((1, tasks.word_dim)) if tasks.word_dim else None
+        ids = None if tasks.word_encoder is None else jnp.zeros((1, 1), jnp.int32)
+        tower(Items(jnp.zeros((1, tasks.item_dim)), jnp.zeros(1, jnp.int32), states, ids))
     return None, None
 
 

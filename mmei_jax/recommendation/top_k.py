@@ -3,8 +3,13 @@
 Scores of a catalogue are never all there at once. Items are scored in blocks, and of each block stays the best score of
 every :data:`GROUP_SIZE` items. The ``k`` best items lie in the ``k`` groups with the best scores, so those groups alone
 are scored a second time, query by query. Devices have an equal part of the items each, and exchange their ``k`` best.
+
+Ties: of items with equal scores, as they were computed, the highest row comes first: the order of
+:mod:`mmei_jax.ranking_metrics`.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,14 +19,16 @@ import numpy as np
 from flax import struct
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
+from mmei_jax.record_gathering import aligned_empty
 from mmei_jax.sharding import batch_sharding, replicated, spread_over
 from mmei_jax.types import InputError
 
 GROUP_SIZE = 32
-# Items scored at once, by 64 queries in float32 8 MiB.
-BLOCK_SIZE = 32_768
+# Items scored at once on each device. On a processor a block of items and its scores stay in its caches: with 256
+# float32 features and 64 queries they are 1.3 MB. Accelerators want large blocks: scores of 64 queries are 8 MiB.
+CPU_BLOCK_SIZE, BLOCK_SIZE = 1_024, 32_768
 
 
 @struct.dataclass
@@ -71,7 +78,7 @@ class TopItems:
 
 
 def make_table(
-    embeddings: np.ndarray, kind: np.ndarray, mesh: Mesh, *, dtype: str = "float32", block_size: int = BLOCK_SIZE
+    embeddings: np.ndarray, kind: np.ndarray, mesh: Mesh, *, dtype: str = "float32", block_size: int | None = None
 ) -> ItemTable:
     """Puts items on the devices, an equal part on each.
 
@@ -87,25 +94,54 @@ def make_table(
     """
     if not len(embeddings) or len(kind) != len(embeddings):
         raise InputError(f"{len(embeddings)} embeddings and {len(kind)} kinds: expected one kind for each, at least 1")
-    size = _block_size(len(embeddings), mesh.size, block_size) * mesh.size
-    padding = -len(embeddings) % size
-    padded = np.pad(np.asarray(embeddings, np.float32), ((0, padding), (0, 0)))
-    scales = None
-    if dtype == "int8":
-        scales = np.maximum(np.abs(padded).max(axis=1), 1e-30).astype(np.float32) / 127.0
-        padded = np.round(padded / scales[:, None]).astype(np.int8)
-    elif dtype == "bfloat16":
-        padded = padded.astype(jnp.bfloat16)
-    elif dtype != "float32":
-        raise InputError(f"dtype {dtype!r}: expected float32, bfloat16 or int8")
+    num_rows = padded_rows(len(embeddings), mesh, block_size)
+    padding = num_rows - len(embeddings)
+    stored, scales = compress(_padded(embeddings, num_rows), dtype)
     table = ItemTable(
-        embeddings=padded,
+        embeddings=stored,
         scales=scales,
         kind=np.pad(np.asarray(kind, np.int32), (0, padding)),
-        is_listed=np.arange(len(padded)) < len(embeddings),
+        is_listed=np.arange(num_rows) < len(embeddings),
     )
     placed: ItemTable = jax.device_put(table, batch_sharding(mesh))
     return placed
+
+
+def padded_rows(num_items: int, mesh: Mesh, block_size: int | None = None) -> int:
+    """Rows of a table of ``num_items``: whole blocks, as many on every device.
+
+    Args:
+        num_items: at least 1.
+        mesh: devices.
+        block_size: of :func:`top_items`.
+    """
+    size = _block_size(num_items, mesh, block_size) * mesh.size
+    return -(-num_items // size) * size
+
+
+def compress(
+    embeddings: Float[np.ndarray, "items dim"], dtype: str
+) -> tuple[Shaped[np.ndarray, "items dim"], Float[np.ndarray, "items"] | None]:
+    """Embeddings as a table stores them.
+
+    Args:
+        embeddings: ``[items, dim]`` float32.
+        dtype: "float32", "bfloat16", or "int8" with a factor for each item.
+
+    Returns:
+        ``[items, dim]`` of that type, and ``[items]`` float32 factors for int8, else None.
+
+    Raises:
+        InputError: the dtype is another one.
+    """
+    if dtype == "int8":
+        scales = np.maximum(np.abs(embeddings).max(axis=1), 1e-30).astype(np.float32) / np.float32(127.0)
+        return np.round(embeddings / scales[:, None]).astype(np.int8), scales
+    if dtype == "bfloat16":
+        return embeddings.astype(jnp.bfloat16), None
+    if dtype != "float32":
+        raise InputError(f"dtype {dtype!r}: expected float32, bfloat16 or int8")
+    return embeddings, None
 
 
 @partial(jax.jit, static_argnames=("k", "mesh", "block_size", "is_approximate"))
@@ -116,10 +152,10 @@ def top_items(
     *,
     k: int,
     mesh: Mesh,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
     is_approximate: bool = False,
 ) -> TopItems:
-    """The ``k`` allowed items with the largest inner products; among equal scores any.
+    """The ``k`` allowed items with the largest inner products.
 
     Args:
         queries: ``[queries, dim]`` float32.
@@ -127,78 +163,149 @@ def top_items(
         filters: what may not be answered.
         k: at most the rows of the table.
         mesh: devices.
-        block_size: items scored at once on each device.
+        block_size: items scored at once on each device; None: what suits them.
         is_approximate: whether the groups are chosen by ``lax.approx_max_k``, which misses some on accelerators.
     """
-    num_rows = table.embeddings.shape[0] // mesh.size
-    size = _block_size(table.embeddings.shape[0], mesh.size, block_size)
 
-    def on_device(table: ItemTable, is_allowed: Any, start: Array, queries: Array, filters: Filters) -> TopItems:
-        listed = table.is_listed if is_allowed is None else table.is_listed & is_allowed
-        own = filters.replace(is_allowed=None)  # type: ignore[attr-defined]
-        found = _top_of_part(queries, table.replace(is_listed=listed), own, start[0], k, size, is_approximate)  # type: ignore[attr-defined]
-        return jax.tree.map(lambda leaf: leaf[None], found)
+    def on_device(part: TablePart, queries: Array) -> TopItems:
+        return _top_of_part(part, queries, k, is_approximate)
 
-    starts = jnp.arange(mesh.size, dtype=jnp.int32) * num_rows
-    spread = spread_over(mesh, on_device, is_split=(True, True, True, False, False))
-    others = filters.replace(is_allowed=None)  # type: ignore[attr-defined]
-    parts = spread(table, filters.is_allowed, starts, queries, others)
-    # [devices, queries, k] -> the k best of all devices' best.
-    rows = lax.with_sharding_constraint(parts.row, replicated(mesh)).transpose(1, 0, 2).reshape(len(queries), -1)
-    scores = lax.with_sharding_constraint(parts.score, replicated(mesh)).transpose(1, 0, 2).reshape(len(queries), -1)
+    parts = map_parts(on_device, table, filters, queries, mesh=mesh, block_size=block_size)
+    # [devices, queries, k] -> the k best of all devices' best, the highest rows first.
+    rows, scores = (
+        lax.with_sharding_constraint(each, replicated(mesh))[::-1].transpose(1, 0, 2).reshape(queries.shape[0], -1)
+        for each in (parts.row, parts.score)
+    )
     score, place = lax.top_k(scores, k)
     return TopItems(row=jnp.take_along_axis(rows, place, axis=1), score=score)
 
 
-def _block_size(num_rows: int, num_devices: int, block_size: int) -> int:
-    """Items of a block: at most ``block_size``, and no more than a small table has, in whole groups."""
-    most = -(-num_rows // num_devices)
-    return max(GROUP_SIZE, min(block_size, -(-most // GROUP_SIZE) * GROUP_SIZE) // GROUP_SIZE * GROUP_SIZE)
+@dataclass(frozen=True)
+class TablePart:
+    """The rows of a table that one device has, within a program that runs on it.
 
+    Attributes:
+        table: these rows, those that are allowed for no query not listed.
+        filters: by query.
+        start: scalar int32, number of the first row in the whole table.
+        size: rows of a block.
+    """
 
-def _scores(queries: Array, embeddings: Array, scales: Array | None) -> Array:
-    """``[queries, items]`` float32."""
-    found = lax.dot_general(
-        queries.astype(embeddings.dtype) if embeddings.dtype == jnp.bfloat16 else queries,
-        embeddings if scales is None else embeddings.astype(jnp.float32),
-        (((1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
-    return found if scales is None else found * scales[None]
+    table: ItemTable
+    filters: Filters
+    start: Array
+    size: int
 
+    @property
+    def blocks(self) -> Int[Array, "blocks"]:
+        """Numbers of the blocks."""
+        return jnp.arange(self.table.embeddings.shape[0] // self.size, dtype=jnp.int32)
 
-def _top_of_part(
-    queries: Array, table: ItemTable, filters: Filters, start: Array, k: int, size: int, is_approximate: bool
-) -> TopItems:
-    """The best of one device's rows, which begin at ``start``."""
-    num_queries, num_rows = len(queries), table.embeddings.shape[0]
-    num_blocks = num_rows // size
+    def scores(self, queries: Float[Array, "queries dim"], block: Int[Array, ""]) -> Float[Array, "size queries"]:
+        """``[size, queries]`` float32 inner products with the rows of a block; -inf for what may not be answered.
 
-    def best_of_groups(block: Array) -> Array:
-        first = block * size
-        here: ItemTable = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size), table)
-        allowed = jnp.broadcast_to(here.is_listed[None], (num_queries, size))
+        Items come first: so the best of a group are maxima of whole rows of queries, which processors take many at a
+        time, and the matrix product is one of many rows with few columns, which XLA does faster than its transpose.
+
+        Args:
+            queries: ``[queries, dim]`` float32.
+            block: its number.
+        """
+        first, filters, size = block * self.size, self.filters, self.size
+        here: ItemTable = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size), self.table)
+        allowed = jnp.broadcast_to(here.is_listed[:, None], (size, queries.shape[0]))
         if filters.allows_kind is not None:
-            allowed &= filters.allows_kind[:, here.kind]
-        scores = jnp.where(allowed, _scores(queries, here.embeddings, here.scales), -jnp.inf)
+            allowed &= filters.allows_kind.T[here.kind]
+        scores = jnp.where(allowed, _scores(here.embeddings, here.scales, queries), -jnp.inf)
         if filters.excluded is not None:
-            places = filters.excluded - start - first
+            places = filters.excluded - self.start - first
             # Negative places would count from the end.
             places = jnp.where((places >= 0) & (places < size), places, size)
-            scores = scores.at[jnp.arange(num_queries)[:, None], places].set(-jnp.inf, mode="drop")
-        return scores.reshape(num_queries, size // GROUP_SIZE, GROUP_SIZE).max(axis=-1)
+            scores = scores.at[places, jnp.arange(queries.shape[0])[:, None]].set(-jnp.inf, mode="drop")
+        return scores
 
-    best = lax.map(best_of_groups, jnp.arange(num_blocks, dtype=jnp.int32))
-    best = best.transpose(1, 0, 2).reshape(num_queries, -1)
+
+def map_parts(
+    function: Callable[..., Any], table: ItemTable, filters: Filters, *others: Any, mesh: Mesh, block_size: int | None
+) -> Any:
+    """What a function gives for each device's rows, without communication, with a leading axis of devices.
+
+    Args:
+        function: of a :class:`TablePart` and the others.
+        table: from :func:`make_table`, on the same mesh and with the same block size.
+        filters: what may not be answered.
+        others: arrays that every device has whole.
+        mesh: devices.
+        block_size: items scored at once on each device; None: what suits them.
+    """
+    num_rows = table.embeddings.shape[0]
+    size = _block_size(num_rows, mesh, block_size)
+
+    def on_device(table: ItemTable, is_allowed: Any, start: Array, filters: Filters, *others: Any) -> Any:
+        if is_allowed is not None:
+            table = table.replace(is_listed=table.is_listed & is_allowed)  # type: ignore[attr-defined]
+        return jax.tree.map(lambda leaf: leaf[None], function(TablePart(table, filters, start[0], size), *others))
+
+    starts = jnp.arange(mesh.size, dtype=jnp.int32) * (num_rows // mesh.size)
+    spread = spread_over(mesh, on_device, is_split=(True, True, True, False, *(False for _ in others)))
+    by_query = filters.replace(is_allowed=None)  # type: ignore[attr-defined]
+    return spread(table, filters.is_allowed, starts, by_query, *others)
+
+
+def _padded(embeddings: np.ndarray, num_rows: int) -> np.ndarray:
+    """A float32 copy with rows of zeros behind, where a CPU device uses it in place."""
+    padded = aligned_empty((num_rows, embeddings.shape[1]), "float32")
+    padded[: len(embeddings)] = embeddings
+    padded[len(embeddings) :] = 0.0
+    return padded
+
+
+def _block_size(num_rows: int, mesh: Mesh, block_size: int | None) -> int:
+    """Items of a block, in whole groups: at most ``block_size``, and such that little padding completes the blocks.
+
+    The same for a catalogue and for the table to which it is padded.
+    """
+    if block_size is None:
+        block_size = CPU_BLOCK_SIZE if mesh.devices.flat[0].platform == "cpu" else BLOCK_SIZE
+    most = max(GROUP_SIZE, block_size // GROUP_SIZE * GROUP_SIZE)
+    of_device = -(-num_rows // mesh.size)
+    num_blocks = -(-of_device // most)
+    return -(-of_device // (num_blocks * GROUP_SIZE)) * GROUP_SIZE
+
+
+def _scores(embeddings: Array, scales: Array | None, queries: Array) -> Array:
+    """``[items, queries]`` float32."""
+    found = lax.dot_general(
+        embeddings if scales is None else embeddings.astype(jnp.float32),
+        queries.astype(embeddings.dtype) if embeddings.dtype == jnp.bfloat16 else queries,
+        (((1,), (1,)), ((), ())),
+        # Else accelerators would round float32 factors to fewer bits.
+        precision=None if embeddings.dtype == jnp.bfloat16 else lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return found if scales is None else found * scales[:, None]
+
+
+def _top_of_part(part: TablePart, queries: Array, k: int, is_approximate: bool) -> TopItems:
+    """The best of one device's rows."""
+    table, filters, start, num_queries = part.table, part.filters, part.start, queries.shape[0]
+
+    def best_of_groups(block: Array) -> Array:
+        return part.scores(queries, block).reshape(-1, GROUP_SIZE, num_queries).max(axis=1)
+
+    best = lax.map(best_of_groups, part.blocks)
+    # Groups and items from the last to the first: of equal ones the choice takes the first.
+    best = best.reshape(-1, num_queries)[::-1].T
     num_groups = min(k, best.shape[1])
     choose = lax.approx_max_k if is_approximate else lax.top_k
     _, group = choose(best, num_groups)
-    inside = jnp.arange(GROUP_SIZE, dtype=jnp.int32)
+    group = best.shape[1] - 1 - jnp.sort(group, axis=1)
+    inside = jnp.arange(GROUP_SIZE, dtype=jnp.int32)[::-1]
 
     def answer(query: Array, group: Array, allows_kind: Any, excluded: Any) -> TopItems:
         place = (group[:, None] * GROUP_SIZE + inside[None]).reshape(-1)
         scales = None if table.scales is None else table.scales[place]
-        score = _scores(query[None], table.embeddings[place], scales)[0]
+        score = _scores(table.embeddings[place], scales, query[None])[:, 0]
         allowed = table.is_listed[place]
         if allows_kind is not None:
             allowed &= allows_kind[table.kind[place]]

@@ -1,13 +1,15 @@
-"""How far probabilities keep what they promise: reliability in bins of equal width, and ECE."""
+"""How far probabilities keep what they promise: reliability in bins of equal width, ECE, and the temperature."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 NUM_BINS = 15
 # Standard normal quantile of two-sided 95 %.
 _Z95 = 1.959963984540054
+# The temperatures among which calibration chooses, evenly on the logarithm.
+_TEMPERATURES = np.geomspace(0.1, 10.0, 801)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,23 @@ def reliability(
         return np.bincount(place, weights=values, minlength=num_bins).astype(np.float64)
 
     return Reliability(total(weights), total(weights * probability), total(weights * is_hit))
+
+
+def best_temperature(logits: Float[np.ndarray, "records classes"], label: Int[np.ndarray, "records"]) -> float:
+    """The temperature that minimises the mean cross-entropy of ``logits / temperature``, within 0.6 %, in [0.1, 10].
+
+    Args:
+        logits: ``[records, classes]`` float.
+        label: ``[records]`` class ids.
+    """
+    logits = logits.astype(np.float64)
+    losses = []
+    for temperature in _TEMPERATURES:
+        scaled = logits / temperature
+        shifted = scaled - scaled.max(axis=1, keepdims=True)
+        log_total = np.log(np.exp(shifted).sum(axis=1))
+        losses.append(np.mean(log_total - np.take_along_axis(shifted, label[:, None], axis=1)[:, 0]))
+    return float(_TEMPERATURES[int(np.argmin(losses))])
 
 
 def _share(total: np.ndarray, count: np.ndarray) -> np.ndarray:

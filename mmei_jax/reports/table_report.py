@@ -6,23 +6,25 @@ same bytes, and nothing is trained.
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmei_jax.reports import table_sections as sections
+from mmei_jax.reports.claims import Claim
 from mmei_jax.reports.drawing import report_style
 from mmei_jax.reports.evaluated_run import is_simulated
 from mmei_jax.reports.evaluated_table import METRIC_TITLES, Row, mean_and_deviation, read_table
+from mmei_jax.reports.further_claims import NUM_RESAMPLES
 from mmei_jax.reports.page import Picture, Section, to_html, to_markdown
 from mmei_jax.reports.paired_resampling import resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.report import replace_folder
 from mmei_jax.reports.tables import escaped
 
-NUM_RESAMPLES = 500
 
-
-def write_table_report(workdir: Path, split: str, *, command: str, num_resamples: int = NUM_RESAMPLES) -> Path:
+def write_table_report(
+    workdir: Path, split: str, *, command: str, num_resamples: int = NUM_RESAMPLES, further: Sequence[Claim] = ()
+) -> Path:
     """Writes ``eval/<split>_report/``: ``report.md``, ``report.html``, ``table.csv``, ``table.tex`` and pictures.
 
     Where the rows are those of the paper, ``claims.md`` holds the ledger of its claims once more.
@@ -32,6 +34,7 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
         split: "validation" or "test".
         command: the command line that writes the report.
         num_resamples: of the paired bootstrap.
+        further: claims for the ledger, of :func:`mmei_jax.reports.further_claims.read_further_claims`.
 
     Returns:
         The folder, which replaces an earlier one.
@@ -47,7 +50,7 @@ def write_table_report(workdir: Path, split: str, *, command: str, num_resamples
     data = f"{escaped(table.dataset.spec.name)}, {split} split"
     tasks = [task for task in ("emotion", "intent", "joint") if reference.has(task)]
     # The ledger is of the paper's table: ablations have other rows.
-    ledger = [sections.claims_section(rows, reference, means, note)] if set(PAPER_TABLE) <= set(means) else []
+    ledger = [sections.claims_section(rows, reference, means, note, further)] if set(PAPER_TABLE) <= set(means) else []
     with report_style():
         parts = [
             sections.finding_section(rows, reference, note),

@@ -1,13 +1,14 @@
 """The sections of a table's report: rows side by side, by class, against the reference, and what the paper claims."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mmei_jax.record_schema import RANDOM_WEIGHTS, Producer
 from mmei_jax.records import Dataset
-from mmei_jax.reports.claims import claims_table, table_claims
+from mmei_jax.reports.claims import Claim, claims_table, table_claims
 from mmei_jax.reports.drawing import to_png
 from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, encoder_kind, mean_and_deviation
 from mmei_jax.reports.page import Picture, Section
@@ -274,15 +275,30 @@ def loss_section(reference: Row, note: str) -> Section:
     return Section("Training", [Picture("loss.png", caption, to_png(figure))])
 
 
-def claims_section(rows: list[Row], reference: Row, means: Mapping[str, ResampledMeans], note: str) -> Section:
-    """Every number of the paper beside ours, with a verdict."""
-    last = [np.array(group["evaluations"][-1]["loss"], float) for group in reference.training["history"]]
-    claims = table_claims(means, float(np.nanmean(np.concatenate(last))), {row.name: row.title for row in rows})
+def claims_section(
+    rows: list[Row],
+    reference: Row,
+    means: Mapping[str, ResampledMeans],
+    note: str,
+    further: Sequence[Claim],
+) -> Section:
+    """Every number of the paper beside ours, with a verdict; ``further`` claims are those that no table answers."""
+    last = [loss for group in reference.training["history"] for loss in _last_losses(group["evaluations"])]
+    titles = {row.name: row.title for row in rows}
+    claims = [*table_claims(means, float(np.nanmean(last)), titles), *further]
     text = (
         f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
         "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size."
     )
     return Section("The paper's claims", [text, claims_table(claims)])
+
+
+def _last_losses(evaluations: list[dict[str, Any]]) -> list[float]:
+    """Each replica's mean training loss before its last evaluation; stopped ones have no later one of their own."""
+    last = np.array(evaluations[0]["loss"], float)
+    for before, evaluation in itertools.pairwise(evaluations):
+        last = np.where(before["is_active"], np.array(evaluation["loss"], float), last)
+    return [float(loss) for loss in last]
 
 
 def search_section(rows: list[Row]) -> Section:

@@ -7,19 +7,17 @@ ConvNextImageProcessorPil (ResNet's) and Wav2Vec2FeatureExtractor on a clip alon
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from mmei_jax.encoders.pretrained_files import read_json
 from mmei_jax.types import InputError
 
 FILE_NAME = "preprocessor_config.json"
 # transformers' constant.
-_VARIANCE_EPSILON = 1e-7
+VARIANCE_EPSILON = 1e-7
 _IMAGE_TYPES = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
 # What checkpoints of ResNet name.
 _CROPPING_TYPES = (
@@ -29,18 +27,6 @@ _CROPPING_TYPES = (
 # From this size on, such a processor distorts frames instead of cutting out their middle.
 _UNCROPPED_PIXELS = 384
 _AUDIO_TYPES = ("Wav2Vec2FeatureExtractor",)
-
-
-def read_file(folder: Path) -> dict[str, Any]:
-    """The checkpoint's ``preprocessor_config.json``.
-
-    Raises:
-        InputError: it is missing or no JSON object.
-    """
-    path = folder / FILE_NAME
-    if not path.is_file():
-        raise InputError(f"{folder}: has no {FILE_NAME}: put the checkpoint's own there, or convert it again with it")
-    return read_json(path)
 
 
 def _check_type(values: Mapping[str, Any], key: str, accepted: tuple[str, ...]) -> Any:
@@ -170,5 +156,5 @@ class AudioPreprocessing:
         """A clip's samples as the encoder takes them; silence stays zeros."""
         if not self.is_normalised:
             return samples
-        normalised: np.ndarray = (samples - samples.mean()) / np.sqrt(samples.var() + _VARIANCE_EPSILON)
+        normalised: np.ndarray = (samples - samples.mean()) / np.sqrt(samples.var() + VARIANCE_EPSILON)
         return normalised
