@@ -1,18 +1,21 @@
-"""Do eight seeds of MMEI train faster as one program than one after the other in PyTorch?
+r"""Do eight seeds of MMEI train faster as one program than one after the other in PyTorch?
 
-    python -m benchmarks.replicas [--quick] [--num_rounds=5] [--results=benchmarks/results/DATE_replicas.json]
+    python -m benchmarks.replicas [--quick] [--case=cpu|gpu] [--num_rounds=5] \
+        [--results=benchmarks/results/DATE_replicas.json]
 
 The model, the losses and the update are ``fusion_step``'s: the sizes of ``configs/default.py`` (d = 256, 4 layers, 16
 vision, 50 audio, 32 text tokens of 768 features, batch 32), dropout as the recipe trains. Ours is what ``train.py``
 does with a table: replicas spread over one CPU device per core, their records on the devices, 20 updates of each in one
 dispatch. The peer is the ordinary loop over seeds: the same model (``torch_mmei``) from the same weights, batches taken
 from the same records, which lie in memory as tensors, in the same order. Before anything is measured, five updates of
-every seed without dropout must give the same losses on both sides.
+every seed without dropout must give the same losses on both sides. On a GPU ten seeds make two epochs of 3,520 records
+in bfloat16, and both sides' records and models lie there.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +40,6 @@ from mmei_jax.sharding import make_evaluation_mesh, replicated
 from mmei_jax.state import build_model, initialize, tasks_of
 
 EAGER, COMPILED = "torch eager", "torch compiled"
-GOAL = 1.0
-# Of the losses of the first updates, relative to the largest.
-TOLERANCE = 2e-5
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Case:
         num_layers: of the model.
         num_seeds: replicas.
         num_updates: of each, in one measurement.
+        goal: the ratio aimed at.
+        num_epochs: passes over the records that ``num_updates`` make.
+        platform: "cpu" or "gpu".
+        compute_dtype: of what is measured; the comparison is made in float32.
+        tolerance: of the losses of the first updates, relative to the largest.
         has_dropout: whether what is measured trains as the recipe does; else the comparison's program serves again.
     """
 
@@ -60,12 +65,22 @@ class Case:
     num_layers: int
     num_seeds: int
     num_updates: int
+    goal: float | None = None
+    num_epochs: int = 1
+    platform: str = "cpu"
+    compute_dtype: str = "float32"
+    tolerance: float = 2e-5
     has_dropout: bool = True
 
     @property
     def num_records(self) -> int:
-        """Records that one measurement of a seed reads."""
-        return self.num_updates * default.get_config().data.batch_size
+        """Records in memory."""
+        return self.num_updates * default.get_config().data.batch_size // self.num_epochs
+
+    @property
+    def torch_device(self) -> str:
+        """Where the peer works."""
+        return "cuda" if self.platform == "gpu" else "cpu"
 
     def config(self, *, is_measured: bool) -> Config:
         """The default configuration on these records; that of the comparison where nothing is measured."""
@@ -73,20 +88,38 @@ class Case:
         config.data.path = self.path
         config.model.num_layers = self.num_layers
         config.train.num_epochs = 10_000
+        config.model.compute_dtype = self.compute_dtype if is_measured else "float32"
         for dotted, value in ({} if is_measured and self.has_dropout else agreement.CHANGES).items():
             group, _, key = dotted.partition("__")
             config[group][key] = value
         return parse(config.to_dict())
 
 
-CASE = Case("cpu, 8 seeds x 20 updates, batch 32", "", num_layers=4, num_seeds=8, num_updates=20)
-QUICK_CASE = Case(
-    "cpu, 2 seeds x 3 updates, 1 layer, no dropout (quick)",
-    "",
-    num_layers=1,
-    num_seeds=2,
-    num_updates=3,
-    has_dropout=False,
+CASES = (
+    Case("cpu, 8 seeds x 20 updates, batch 32", "", num_layers=4, num_seeds=8, num_updates=20, goal=1.0),
+    # TF32 rounds the comparison's products.
+    Case(
+        "gpu, 10 seeds x 2 epochs, bfloat16",
+        "",
+        num_layers=4,
+        num_seeds=10,
+        num_updates=220,
+        goal=20.0,
+        num_epochs=2,
+        platform="gpu",
+        compute_dtype="bfloat16",
+        tolerance=2e-3,
+    ),
+)
+QUICK_CASES = (
+    Case(
+        "cpu, 2 seeds x 3 updates, 1 layer, no dropout (quick)",
+        "",
+        num_layers=1,
+        num_seeds=2,
+        num_updates=3,
+        has_dropout=False,
+    ),
 )
 
 
@@ -129,7 +162,10 @@ def our_side(case: Case) -> rounds.Ready:
         return _seconds_since(started, losses)
 
     measure()
-    settings = {"devices": jax.device_count(), **rounds.versions("jax", "jaxlib", "flax", "optax")}
+    settings = {
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        **rounds.versions("jax", "jaxlib", "flax", "optax"),
+    }
     return rounds.Ready(measure, evidence, settings)
 
 
@@ -140,11 +176,12 @@ def eager_side(case: Case) -> rounds.Ready:
 
 def compiled_side(case: Case) -> rounds.Ready:
     """The same, forward and backward pass compiled by TorchInductor."""
-    return _torch_side(case, mode="default")
+    # "max-autotune" records CUDA graphs, of which those of ten models would not share memory.
+    return _torch_side(case, mode="max-autotune-no-cudagraphs" if case.platform == "gpu" else "default")
 
 
 class TorchRun:
-    """One seed in PyTorch."""
+    """One seed in PyTorch, on the device of its records."""
 
     def __init__(self, config: Config, records: dict[str, Any], num_batches: int, mode: str | None):
         import torch
@@ -156,7 +193,8 @@ class TorchRun:
         parameters = jax.device_get(jax.jit(lambda: initialize(jax_model, config.seed))()["params"])
         model = torch_mmei.TorchMmei(config, tasks_of(config, dataset))
         torch_mmei.load_parameters(model, parameters)
-        self._model = model.train()
+        self._device = records["emotion"].device
+        self._model = model.to(self._device).train()
         self._optimizer = torch_mmei.make_optimizer(self._model, config, fused=True)
         self._forward = self._model if mode is None else torch.compile(self._model, mode=mode, fullgraph=True)
         size, num_records = config.data.batch_size, dataset.split("train").num_records
@@ -173,19 +211,21 @@ class TorchRun:
         import torch
 
         losses = []
+        is_bfloat16 = self._config.model.compute_dtype == "bfloat16"
         for _ in range(num_updates):
-            index = torch.from_numpy(np.asarray(self._order[self._step], np.int64))
+            index = torch.from_numpy(np.asarray(self._order[self._step], np.int64)).to(self._device)
             batch = _taken(self._records, index)
             for group in self._optimizer.param_groups:
                 group["lr"] = float(self._rates[min(self._step, len(self._rates) - 1)])
             self._optimizer.zero_grad(set_to_none=True)
-            loss = self._forward(batch)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=is_bfloat16):
+                loss = self._forward(batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optimizer.clip_norm)
             self._optimizer.step()
             losses.append(loss.detach())
             self._step += 1
-        found: np.ndarray = torch.stack(losses).numpy()
+        found: np.ndarray = torch.stack(losses).float().cpu().numpy()
         return found
 
 
@@ -205,7 +245,8 @@ def _torch_side(case: Case, *, mode: str | None) -> rounds.Ready:
     split = dataset.split("train")
     reader = BatchReader(split, config, input_pipeline.ranking_statistics(dataset, config))
     everything = reader.read(np.arange(split.num_records), padded_layouts(config.data, split.num_records)[-1])
-    records = torch_mmei.to_torch(everything, "cpu")
+    records = torch_mmei.to_torch(everything, case.torch_device)
+    torch.set_float32_matmul_precision("high" if case.platform == "gpu" else "highest")
     torch.manual_seed(config.seed)
 
     def run(base: Config, seed: int, mode: str | None) -> TorchRun:
@@ -222,6 +263,7 @@ def _torch_side(case: Case, *, mode: str | None) -> rounds.Ready:
 
     measure()
     settings = {
+        "device": torch.cuda.get_device_name() if case.platform == "gpu" else "cpu",
         "threads": torch.get_num_threads(),
         "compile_mode": mode or "none",
         "attention": "scaled_dot_product_attention",
@@ -245,12 +287,15 @@ SIDES = {
 }
 
 
-def measure_case(case: Case, peers: list[str], *, num_rounds: int, is_quick: bool = False) -> list[dict[str, Any]]:
+def measure_case(case: Case, peers: Sequence[str], *, num_rounds: int, is_quick: bool = False) -> list[dict[str, Any]]:
     """One entry for each peer.
 
     Raises:
         rounds.SidesDiffer: the losses of the first updates differ.
     """
+    # Both would take most of a GPU's memory beforehand; the peers' processes use JAX for the weights only.
+    theirs = {"JAX_PLATFORMS": "cpu"}
+    ours = theirs if case.platform == "cpu" else {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.4"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "records"
         longest = default.get_config().data.max_tokens
@@ -260,17 +305,17 @@ def measure_case(case: Case, peers: list[str], *, num_rounds: int, is_quick: boo
             {name: target for name, target in SIDES.items() if name in (rounds.OURS, *peers)},
             replace(case, path=str(path)),
             num_rounds=num_rounds,
-            agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=TOLERANCE),
-            environment={name: {"JAX_PLATFORMS": "cpu"} for name in SIDES},
+            agree=lambda ours, theirs: rounds.differ_by(ours, theirs, relative=case.tolerance),
+            environment={name: ours if name == rounds.OURS else theirs for name in SIDES},
             is_quick=is_quick,
         )
-    num_records = case.num_seeds * case.num_records
+    num_records = case.num_seeds * case.num_records * case.num_epochs
     return [
         rounds.case_record(
             case.name,
             timing,
             peer,
-            goal=None if is_quick else GOAL,
+            goal=case.goal,
             our_records_per_second=round(num_records / timing.median_seconds(rounds.OURS), 2),
             peer_records_per_second=round(num_records / timing.median_seconds(peer), 2),
         )
@@ -283,21 +328,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller model, eager torch only, within a minute")
     parser.add_argument("--num_rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
     arguments = parser.parse_args()
-    case, peers = (QUICK_CASE, [EAGER]) if arguments.quick else (CASE, [EAGER, COMPILED])
+    peers = [EAGER] if arguments.quick else [EAGER, COMPILED]
     num_rounds = 2 if arguments.quick else arguments.num_rounds
-    entries = measure_case(case, peers, num_rounds=num_rounds, is_quick=arguments.quick)
-    for entry in entries:
-        print(
-            f"{case.name}: {entry['our_records_per_second']:.1f} records/s against {entry['peer']} "
-            f"{entry['peer_records_per_second']:.1f}, {rounds.spread(entry)}",
-            flush=True,
-        )
-        print(f"  ours: {entry['our_settings']}\n  {entry['peer']}: {entry['peer_settings']}", flush=True)
-    if not arguments.quick:
-        reason = rounds.missing_gpu() or "this benchmark has no such case yet"
-        entries.append(rounds.unmeasured("gpu, 6 rows x 10 seeds x 100 epochs", EAGER, reason, goal=20.0))
+    entries: list[dict[str, Any]] = []
+    for case in rounds.chosen_cases(parser, QUICK_CASES if arguments.quick else CASES, arguments.case):
+        reason = rounds.missing_gpu() if case.platform == "gpu" else ""
+        if reason:
+            entries.extend(rounds.unmeasured(case.name, peer, reason, goal=case.goal) for peer in peers)
+            continue
+        found = measure_case(case, peers, num_rounds=num_rounds, is_quick=arguments.quick)
+        entries.extend(found)
+        for entry in found:
+            print(
+                f"{case.name}: {entry['our_records_per_second']:.1f} records/s against {entry['peer']} "
+                f"{entry['peer_records_per_second']:.1f}, {rounds.spread(entry)}",
+                flush=True,
+            )
+            print(f"  ours: {entry['our_settings']}\n  {entry['peer']}: {entry['peer_settings']}", flush=True)
     rounds.print_summary("replicas", entries, arguments.results, versions=rounds.versions("jax", "torch"))
 
 

@@ -18,6 +18,8 @@ flags.disclaim_key_flags()
 EXIT_INPUT_ERROR = 2
 # What a shell reports of a process ended by SIGTERM: a supervisor restarts it, and the run goes on.
 EXIT_TERMINATED = 143
+# The same of one that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 # Who may start the processes of one job, see mmei_jax.processes.
 LAUNCHERS = ("auto", "none", "slurm", "kubernetes", "cloud_tpu")
 
@@ -74,9 +76,12 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def report_errors(main: Callable[[], int]) -> int:
-    """Calls ``main``; on bad input prints its one line and returns exit code 2."""
+    """Calls ``main``; on bad input prints its one line and returns exit code 2, on Ctrl-C 130."""
     try:
         return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     except (InputError, OSError) as error:
         message = _one_line(error)
         # A key that another command's configuration would have: the file says more than the key.

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks import utterance_lengths
+from mmei_jax import command
 from mmei_jax.simulation import aigc_int
 from mmei_jax.types import InputError
 from mmei_jax.workdir import read_config
@@ -193,3 +194,11 @@ def test_missing_list_of_utterances_is_told_in_one_line(capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "nowhere.csv" in line
+
+
+def test_interrupted_command_ends_in_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert command.report_errors(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"

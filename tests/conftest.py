@@ -67,6 +67,14 @@ def pytest_runtest_setup() -> None:
 
 # Files of minutes, longest first: begun last, one of them would keep one worker busy while the others are done.
 _LONGEST_FILES = (
+    "quickstart_test.py",
+    "table_test.py",
+    "table_raw_test.py",
+    "quick_benchmarks_test.py",
+    "multi_process_test.py",
+    "recommendation_test.py",
+    "feedback_run_test.py",
+    "mesh_test.py",
     "training_test.py",
     "multi_device_test.py",
     "packing_test.py",

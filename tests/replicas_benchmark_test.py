@@ -53,14 +53,14 @@ def peer_losses(case, changed=None, num_seeds=2):
 def test_torch_makes_our_updates_and_others_are_refused(case):
     ours = replicas.OurRun(case, case.config(is_measured=False)).update(agreement.NUM_UPDATES)
     assert ours.shape == (2, agreement.NUM_UPDATES)
-    assert rounds.differ_by(ours, peer_losses(case), relative=replicas.TOLERANCE) == ""
+    assert rounds.differ_by(ours, peer_losses(case), relative=case.tolerance) == ""
     assert np.abs(ours[0] - ours[1]).max() > 1e-3
 
     def at_another_rate(run):
         run._rates = 2.0 * run._rates
 
     assert "largest absolute difference" in rounds.differ_by(
-        ours[:1], peer_losses(case, at_another_rate, num_seeds=1), relative=replicas.TOLERANCE
+        ours[:1], peer_losses(case, at_another_rate, num_seeds=1), relative=case.tolerance
     )
 
 
@@ -68,5 +68,15 @@ def test_measured_run_trains_with_dropout_but_in_quick_runs(case):
     """A quick run measures what it compared, so that one program serves both."""
     assert case.config(is_measured=True).model.dropout_rate > 0.0
     assert case.config(is_measured=False).model.dropout_rate == 0.0
-    quick = dataclasses.replace(case, has_dropout=replicas.QUICK_CASE.has_dropout)
+    quick = dataclasses.replace(case, has_dropout=replicas.QUICK_CASES[0].has_dropout)
     assert quick.config(is_measured=True) == quick.config(is_measured=False)
+
+
+def test_two_epochs_read_every_record_twice_and_compare_in_float32():
+    case = next(each for each in replicas.CASES if each.platform == "gpu")
+    batch_size = default.get_config().data.batch_size
+    assert case.num_records * case.num_epochs == case.num_updates * batch_size
+    assert case.num_records % batch_size == 0
+    made = dataclasses.replace(case, path="records")
+    assert made.config(is_measured=True).model.compute_dtype == "bfloat16"
+    assert made.config(is_measured=False).model.compute_dtype == "float32"
