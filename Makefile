@@ -144,7 +144,7 @@ test: $(VENV)/.installed-test ## The quick tier of the tests.
 
 # pytest's code 5 says that no test was selected: the slow tier may be empty.
 test-slow: $(VENV)/.installed-test ## The slow tier of the tests.
-	@code=0; MMEI_JAX_CHECK_TYPES=0 $(venv_python) -m pytest -m slow --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS) || code=$$?; \
+	@code=0; MMEI_JAX_CHECK_TYPES=0 $(venv_python) -m pytest -m slow --durations=25 --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS) || code=$$?; \
 	if [ $$code -eq 5 ]; then echo "no test is marked slow"; else exit $$code; fi
 
 # No torch: extraction must run without.

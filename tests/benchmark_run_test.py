@@ -75,7 +75,8 @@ def test_record_keeps_every_run_and_reads_back(tmp_path):
     for name in ("2026-01-02_quick.json", "2026-03-01_quick.json", "2026-04-01_startup.json"):
         (tmp_path / name).write_text(json.dumps(made))
     newest = run.newest_record(tmp_path)
-    assert newest is not None and newest.name == "2026-03-01_quick.json"
+    assert newest is not None
+    assert newest.name == "2026-03-01_quick.json"
     assert run.check(json.loads(newest.read_text()), ["fusion_step"], scripted(1.1)) == 0
 
 

@@ -24,7 +24,8 @@ def noting(self, schedule):
     if steps:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         saved = [each.name for each in pathlib.Path(workdir, "checkpoints").iterdir() if each.name.isdigit()]
-        note = dict(step=steps[-1], bytes=pages * os.sysconf("SC_PAGE_SIZE"), compiled=compilations.count, saved=len(saved))
+        held = pages * os.sysconf("SC_PAGE_SIZE")
+        note = dict(step=steps[-1], bytes=held, compiled=compilations.count, saved=len(saved))
         with open(path, "a") as file:
             file.write(json.dumps(note) + chr(10))
 
