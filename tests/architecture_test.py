@@ -38,7 +38,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("feedback.estimators", "feedback.log", "feedback.rows"),
         ("processes",),
         ("sharding",),
-        ("collectives",),
+        ("collectives", "program_text"),
         ("optimizer",),
         (
             "simulation.aigc_int",
@@ -78,6 +78,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "encoders.wav2vec2",
         ),
         ("host_devices",),
+        ("profiling.liveness", "profiling.operations", "profiling.programs"),
         (
             "device_split",
             "input_pipeline",
@@ -189,6 +190,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         (
             "training",
             "train_step",
+            "training_parts",
             "training_log",
             "warm_start",
             "replicas",
