@@ -191,6 +191,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "training",
             "train_step",
             "training_parts",
+            "memory_estimates",
+            "out_of_memory",
             "training_log",
             "warm_start",
             "replicas",
