@@ -20,8 +20,9 @@ from mmei_jax.config import Config, parse
 from mmei_jax.optimizer import trained_mask
 from mmei_jax.profiling.programs import bytes_per_device
 from mmei_jax.sharding import MESH_AXES, make_mesh
+from mmei_jax.state import build_model, check_split, placed_variable_shapes
 from mmei_jax.training_parts import TrainingParts
-from mmei_jax.types import MODALITIES, InputError
+from mmei_jax.types import InputError
 
 # Fractions of a length at which a shorter one is tried.
 _SHORTER = 2
@@ -87,20 +88,19 @@ def estimate(parts: TrainingParts) -> MemoryEstimate:
     ]
     own_gradients = bytes_per_device(trained)
     gradients = own_gradients * min(2, parts.config.train.gradient_accumulation_steps)
-    batches, alive = [], []
-    for layout in parts.layouts():
-        batch = parts.batch_shapes(layout)
-        batches.append(bytes_per_device(batch))
-        jaxpr = jax.make_jaxpr(parts.train_step())(state, batch).jaxpr
-        alive.append(most_alive(jaxpr, _share_of(state.parameters, parts.mesh)))
+    # The largest of the shapes that batches can have.
+    layout = max(parts.layouts(), key=lambda one: one.num_rows * sum(one.num_tokens.values()))
+    batch = parts.batch_shapes(layout)
+    jaxpr = jax.make_jaxpr(parts.train_step())(state, batch).jaxpr
+    alive = most_alive(jaxpr, _share_of(state.parameters, parts.mesh))
     return MemoryEstimate(
         parameters=bytes_per_device(state.parameters),
         optimizer_state=bytes_per_device(state.optimizer_state),
         gradients=gradients,
-        batches=max(batches) * (1 + parts.config.data.num_prefetch_batches),
+        batches=bytes_per_device(batch) * (1 + parts.config.data.num_prefetch_batches),
         # Gradients are alive at the end of the backward pass, when the activations are not; where there are more of
         # them, they are the peak.
-        activations=max(0, max(alive) - gradients),
+        activations=max(0, alive - gradients),
     )
 
 
@@ -115,13 +115,10 @@ def largest_savings(parts: TrainingParts, now: MemoryEstimate, *, num_settings: 
     found = []
     for changes, note in alternatives(parts.config):
         try:
-            config = changed(parts.config, changes)
-            other = dataclasses.replace(parts, config=config, mesh=_mesh_of(parts, config))
+            other = _changed_parts(parts, changes)
         except InputError:
             # Not to be had with these records, devices or keys.
             continue
-        if "model" in {key.partition(".")[0] for key in changes}:
-            other = _with_own_model(other)
         saved = now.total - estimate(other).total
         if saved > 0:
             setting = " ".join(f"--config.{key}={_shown(value)}" for key, value in changes.items())
@@ -242,15 +239,16 @@ def _share_of(parameters: Any, mesh: jax.sharding.Mesh) -> dict[tuple[int, ...],
     return {**shares, (): 1.0 / (data * fsdp)}
 
 
-def _mesh_of(parts: TrainingParts, config: Config) -> jax.sharding.Mesh:
-    """The mesh of a changed configuration; where a run's mesh is not that of its configuration, that one."""
-    return parts.mesh if parts.mesh.devices.size != make_mesh(parts.config).devices.size else make_mesh(config)
+def _changed_parts(parts: TrainingParts, changes: Mapping[str, Any]) -> TrainingParts:
+    """The parts with some keys changed; the optimizer knows parameters by their names, which stay.
 
-
-def _with_own_model(parts: TrainingParts) -> TrainingParts:
-    from mmei_jax.state import build_model
-
-    return dataclasses.replace(parts, model=build_model(parts.config, parts.dataset))
+    Raises:
+        InputError: the keys do not go together, or not with the devices.
+    """
+    config = changed(parts.config, changes)
+    mesh, model = make_mesh(config), build_model(config, parts.dataset)
+    check_split(placed_variable_shapes(model, mesh)["params"], config.mesh)
+    return dataclasses.replace(parts, config=config, mesh=mesh, model=model)
 
 
 def _shown(value: Any) -> str:
