@@ -24,6 +24,7 @@ from mmei_jax.config import Config
 from mmei_jax.evaluation import Evaluator
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.origin import check_origin, describe_origin
+from mmei_jax.out_of_memory import explained
 from mmei_jax.sharding import batch_sharding
 from mmei_jax.state import initial_encoders, initial_state
 from mmei_jax.training_log import TrainingLog
@@ -100,12 +101,13 @@ def train(config: Config, workdir: Path, *, command: str | None = None) -> Train
 
     Raises:
         InputError: configuration, data, devices or an earlier run in ``workdir`` do not fit; or a loss is not finite.
+        OutOfMemoryError: a device's memory is too small, at compile or run time; with what needs how much.
     """
     # Of several processes the first one holds the folder, and JAX's runtime hears the signals of all of them.
     is_alone = jax.process_count() == 1
     lock = locked(workdir) if processes.is_first() else nullcontext()
     signals = stop_on_signals() if is_alone else nullcontext(StopRequest())
-    with lock, signals as stop, closing(_Run(config, workdir, command)) as run:
+    with lock, signals as stop, explained(config), closing(_Run(config, workdir, command)) as run:
         return run.loop(stop)
 
 
