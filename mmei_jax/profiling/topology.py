@@ -16,6 +16,7 @@ import jax
 from mmei_jax import environment
 from mmei_jax.config import Config
 from mmei_jax.fingerprints import canonical_json
+from mmei_jax.out_of_memory import is_out_of_memory
 from mmei_jax.profiling.candidates import MeshShape, candidate_meshes, parse_meshes
 from mmei_jax.profiling.lowering import UpdateLowering, lower
 from mmei_jax.profiling.predictions import Prediction, costs_of, prediction_from_json
@@ -110,7 +111,7 @@ def predict(
     except InputError as error:
         refusal = str(error)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         needed = _TOO_MUCH.search(str(error))
         refusal = f"needs {needed[1]}B of {needed[2]}B {needed[3]}" if needed else "does not fit the chip's memory"
