@@ -251,6 +251,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "profiling.topologies",
             "profiling.topology",
             "profiling.topology_report",
+            "profiling.tpu_times",
         ),
     ),
     (("table_evaluation",),),

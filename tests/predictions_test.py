@@ -23,6 +23,7 @@ from mmei_jax.profiling.predictions import (
 from mmei_jax.profiling.programs import MemoryUse, ProgramFacts
 from mmei_jax.profiling.topologies import CHIPS
 from mmei_jax.profiling.topology_report import TITLE, topology_report
+from mmei_jax.profiling.tpu_times import TpuTimes
 from tests import tiny
 
 V5E = CHIPS["v5e"]
@@ -35,7 +36,8 @@ def collective(kind, num_bytes, group_size, num_calls=1):
 
 def prediction(topology="v5e:4x4", mesh=(16, 1, 1), *, optimal=0.1, sent=10**9, worst=0.025, records=8, refusal=""):
     use = CollectiveUse("all-reduce", 3, sent, sent, worst)
-    costs = Costs(MEMORY.by_kind(), 4e12, 5e12, 6e12, 1e10, optimal, (use,) if sent else ())
+    times = TpuTimes(optimal, is_compilers=True, expected_seconds=2 * optimal)
+    costs = Costs(MEMORY.by_kind(), 4e12, 5e12, 6e12, 1e10, times, (use,) if sent else ())
     return Prediction(topology, MeshShape(*mesh), records, 60.0, None if refusal else costs, refusal)
 
 
@@ -78,8 +80,9 @@ def test_costs_are_those_of_one_chip():
         is_work_known=True,
         num_unknown_loops=0,
     )
-    costs = costs_of(facts, V5E, model_flops=320.0, optimal_seconds=0.75)
-    assert (costs.model_flops, costs.product_flops, costs.flops, costs.optimal_seconds) == (20.0, 6.0, 7.0, 0.75)
+    times = TpuTimes(0.75, is_compilers=True, expected_seconds=1.0)
+    costs = costs_of(facts, times, V5E, model_flops=320.0)
+    assert (costs.model_flops, costs.product_flops, costs.flops, costs.times) == (20.0, 6.0, 7.0, times)
     assert costs.memory_bytes == 401
     assert costs.sent_bytes == 300
 
@@ -138,7 +141,7 @@ def test_page_tells_the_best_what_does_not_fit_and_how_it_scales():
     lines = page.splitlines()
     (best,) = [line for line in lines if line.startswith("| v5e-16 (v5e:4x4) | 16 | **16x1x1** | best | 8 |")]
     # 4 TFLOP in 0.12 s, and in 0.1 s with all hidden, of 197 TFLOP/s.
-    assert best.endswith("| 100.0 | 20.0 | 120.0 | 16.9% | 20.3% |")
+    assert best.endswith("| 100.0 | 200.0 | 20.0 | 120.0 | 16.9% | 20.3% |")
     assert any(line.startswith("| v5e-16 (v5e:4x4) | 16 | 1x16x1 | yes |") for line in lines)
     assert any(line.startswith("| v4-32 (v4:2x2x4) | 16 | 16x1x1 | no | 8 |") for line in lines)
     assert "* v4:2x2x4 16x1x1, 8 records a chip: needs 40.1GB of 31.7GB hbm" in lines

@@ -26,12 +26,12 @@ def test_names_of_libtpu_and_of_cloud_mean_the_same(name, accelerator_type, num_
     assert parse_topology(accelerator_type) == topology
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v5e:16", "v5e:4x4x4", "v4:2x2", "v5e:0x4", "v9:2x2", "v4-33", "v5e-7", "h100:8"])
+@pytest.mark.parametrize("name", ["", "v5e", "v5e:16", "v5e:4x4x4", "v4:2x2", "v5e:0x4", "v5e:32x32", "v9:2x2", "v4-33", "v5e-7", "h100:8"])
 def test_other_names_are_refused_in_one_line_that_says_what_is_accepted(name):
     with pytest.raises(InputError) as caught:
         parse_topology(name)
     message = str(caught.value)
-    assert message.startswith(f"--topology={name}: expected v5e or v6e with two sizes (v5e:16x16), v4 or v5p with three")
+    assert message.startswith(f"--topology={name}: expected v5e or v6e with two sizes (v5e:16x16 at most), v4 or v5p with three")
     assert "\n" not in message
 
 

@@ -14,6 +14,7 @@ from mmei_jax.collectives import Collective
 from mmei_jax.profiling.candidates import MeshShape, best_of
 from mmei_jax.profiling.programs import ProgramFacts
 from mmei_jax.profiling.topologies import Chip, Topology, parse_topology
+from mmei_jax.profiling.tpu_times import TpuTimes
 
 # What a hop over ICI takes whatever is sent: "typically around 1us" (Austin et al., "How To Scale Your Model", 2025, part
 # 3, https://jax-ml.github.io/scaling-book/sharding).
@@ -50,7 +51,7 @@ class Costs:
         product_flops: those of the products in the compiled program.
         flops: all operations that the compiler counts.
         bytes_accessed: that operations read and write, as the compiler counts.
-        optimal_seconds: the compiler's, without collectives.
+        times: of the program, without collectives.
         collectives: by kind.
     """
 
@@ -59,7 +60,7 @@ class Costs:
     product_flops: float
     flops: float
     bytes_accessed: float
-    optimal_seconds: float
+    times: TpuTimes
     collectives: tuple[CollectiveUse, ...]
 
     @property
@@ -75,16 +76,16 @@ class Costs:
     @property
     def collective_seconds(self) -> float:
         """All collectives, one after the other, each at its worst."""
-        return sum(use.seconds for use in self.collectives)
+        return sum((use.seconds for use in self.collectives), 0.0)
 
     @property
     def seconds(self) -> float:
         """The update where no collective is hidden behind other work."""
-        return self.optimal_seconds + self.collective_seconds
+        return self.times.optimal_seconds + self.collective_seconds
 
     def least_seconds(self, chip: Chip) -> float:
         """The update where all collectives are hidden as far as the links let them."""
-        return max(self.optimal_seconds, self.sent_bytes / (chip.num_links * chip.link_bytes_per_second))
+        return max(self.times.optimal_seconds, self.sent_bytes / (chip.num_links * chip.link_bytes_per_second))
 
 
 @dataclass(frozen=True)
@@ -127,18 +128,18 @@ def prediction_from_json(values: Mapping[str, Any]) -> Prediction:
     costs = values["costs"]
     if costs is not None:
         uses = tuple(CollectiveUse(**use) for use in costs["collectives"])
-        costs = Costs(**{**costs, "collectives": uses})
+        costs = Costs(**{**costs, "times": TpuTimes(**costs["times"]), "collectives": uses})
     return Prediction(**{**values, "mesh": MeshShape(**values["mesh"]), "costs": costs})
 
 
-def costs_of(facts: ProgramFacts, chip: Chip, *, model_flops: float, optimal_seconds: float) -> Costs:
+def costs_of(facts: ProgramFacts, times: TpuTimes, chip: Chip, *, model_flops: float) -> Costs:
     """The figures of a compiled update.
 
     Args:
         facts: of one chip's program.
+        times: of the same program.
         chip: that it is compiled for.
         model_flops: of the whole update, over all chips.
-        optimal_seconds: loops as often as they run.
     """
     return Costs(
         memory=facts.memory.by_kind(),
@@ -146,7 +147,7 @@ def costs_of(facts: ProgramFacts, chip: Chip, *, model_flops: float, optimal_sec
         product_flops=facts.product_flops,
         flops=facts.flops,
         bytes_accessed=facts.bytes_accessed,
-        optimal_seconds=optimal_seconds,
+        times=times,
         collectives=collective_uses(facts.collectives, chip),
     )
 

@@ -27,7 +27,7 @@ def product_flops(program: Any) -> float:
         True
     """
     jaxpr: Any = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+    return sum((_equation_flops(equation) for equation in jaxpr.eqns), 0.0)
 
 
 def _equation_flops(equation: Any) -> float:
@@ -39,7 +39,7 @@ def _equation_flops(equation: Any) -> float:
     inner = [product_flops(program) for program in _programs(list(parameters.values()))]
     if name == "cond":
         return max(inner, default=0.0)
-    return sum(inner) * (parameters["length"] if name == "scan" else 1)
+    return sum(inner, 0.0) * (parameters["length"] if name == "scan" else 1)
 
 
 def _dot_flops(equation: Any) -> float:

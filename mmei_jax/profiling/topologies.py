@@ -28,36 +28,40 @@ class Chip:
     Attributes:
         name: of the generation.
         flops_per_second: peak of matrix products in bfloat16.
+        flops_per_cycle: of all of its matrix units in a cycle: two for each of their cells. With the peak it gives the clock.
         memory_bytes: of its HBM.
         memory_bytes_per_second: peak rate of its HBM.
         link_bytes_per_second: peak rate of one ICI link in one direction: the published "bidirectional bandwidth per chip" over
             twice the links; of v4 that of Jouppi et al., "TPU v4", 2023, Table 4.
         num_links: ICI links; two for each axis.
         cores_in_type: TensorCores that Cloud TPU's types count for a chip: 2, or 1 where they count chips.
-        full_axis: chips along an axis from which on, or along multiples of which, ICI closes to a ring.
+        pod_axis: of v5e and v6e the chips along each axis of a pod, where they close to a ring; of others whole cubes of so
+            many chips an axis do, by optical switches.
         source: of the figures.
     """
 
     name: str
     flops_per_second: float
+    flops_per_cycle: int
     memory_bytes: int
     memory_bytes_per_second: float
     link_bytes_per_second: float
     num_links: int
     cores_in_type: int
-    full_axis: int
+    pod_axis: int
     source: str
 
 
 CHIPS: Mapping[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * _GIB, 1200e9, 50e9, 6, 2, 4, _SOURCE.format("v4")),
-        Chip("v5e", 197e12, 16 * _GIB, 819e9, 50e9, 4, 1, 16, _SOURCE.format("v5e")),
-        Chip("v5p", 459e12, 95 * _GIB, 2765e9, 100e9, 6, 2, 4, _SOURCE.format("v5p")),
-        Chip("v6e", 918e12, 32 * _GIB, 1638e9, 100e9, 4, 1, 16, _SOURCE.format("v6e")),
+        Chip("v4", 275e12, 8 * 2 * 128**2, 32 * _GIB, 1200e9, 50e9, 6, 2, 4, _SOURCE.format("v4")),
+        Chip("v5e", 197e12, 4 * 2 * 128**2, 16 * _GIB, 819e9, 50e9, 4, 1, 16, _SOURCE.format("v5e")),
+        Chip("v5p", 459e12, 8 * 2 * 128**2, 95 * _GIB, 2765e9, 100e9, 6, 2, 4, _SOURCE.format("v5p")),
+        Chip("v6e", 918e12, 2 * 2 * 256**2, 32 * _GIB, 1638e9, 100e9, 4, 1, 16, _SOURCE.format("v6e")),
     )
 }
+_NO_TPU_HERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
 # Shapes of Cloud TPU's types, by chips.
 _SHAPES_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 _SHAPES_3D = {
@@ -104,10 +108,9 @@ class Topology:
     @property
     def is_ring(self) -> tuple[bool, ...]:
         """For each axis, whether its chips' links close to a ring."""
-        full = self.chip.full_axis
-        cubes = all(size % full == 0 for size in self.shape)
-        # Of v4 and v5p optical switches close every axis of whole cubes; of v5e and v6e one closes that is as long as a pod.
-        return tuple(cubes if len(self.shape) == 3 else size == full for size in self.shape)
+        axis = self.chip.pod_axis
+        has_whole_cubes = all(size % axis == 0 for size in self.shape)
+        return tuple(has_whole_cubes if len(self.shape) == 3 else size == axis for size in self.shape)
 
 
 def parse_topology(name: str) -> Topology:
@@ -131,7 +134,8 @@ def parse_topology(name: str) -> Topology:
             shape = _shapes(chip).get(num_chips, "") if not rest else ""
     chip, sizes = CHIPS.get(generation), shape.split("x")
     num_axes = None if chip is None else chip.num_links // 2
-    if chip is None or len(sizes) != num_axes or not all(size.isdecimal() and int(size) for size in sizes):
+    is_shape = len(sizes) == num_axes and all(size.isdecimal() and int(size) for size in sizes)
+    if chip is None or not is_shape or (num_axes == 2 and max(map(int, sizes)) > chip.pod_axis):
         raise InputError(f"--topology={name}: expected {_accepted()}")
     return Topology(chip, tuple(map(int, sizes)))
 
@@ -147,8 +151,9 @@ def topology_devices(topology: Topology) -> Sequence[jax.Device]:
             f"--topology={topology.name}: libtpu is not installed: expected the extra tpu, pip install 'mmei_jax[tpu]' "
             "(of a checkout: pip install -e '.[tpu]')"
         )
-    # Asks no metadata server for a machine's own TPUs.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No metadata server is asked what TPUs this machine has.
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
     try:
         found: Any = topologies.get_topology_desc(topology.name, platform="tpu", **_options(topology))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
@@ -158,7 +163,13 @@ def topology_devices(topology: Topology) -> Sequence[jax.Device]:
 
 
 def _options(topology: Topology) -> dict[str, Any]:
-    return {}
+    """How libtpu is to make the topology: a chip one device, rings as they are, one host for a single chip."""
+    options: dict[str, Any] = {"wrap": (*topology.is_ring, False)[:3]}
+    if topology.chip.cores_in_type == 2:
+        options["chip_config_name"] = "megacore"
+    if topology.num_chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return options
 
 
 def _shapes(chip: Chip) -> Mapping[int, str]:
@@ -168,6 +179,6 @@ def _shapes(chip: Chip) -> Mapping[int, str]:
 def _accepted() -> str:
     """What may be given, in words."""
     return (
-        "v5e or v6e with two sizes (v5e:16x16), v4 or v5p with three (v4:2x2x4), as many chips as there are of them, "
+        "v5e or v6e with two sizes (v5e:16x16 at most), v4 or v5p with three (v4:2x2x4), all of them even but for one chip, "
         "or a type of Cloud TPU (v5e-256, v4-32)"
     )

@@ -23,6 +23,8 @@ from mmei_jax.profiling.predictions import Prediction, costs_of, prediction_from
 from mmei_jax.profiling.programs import describe_program
 from mmei_jax.profiling.topologies import Topology, parse_topology, topology_devices
 from mmei_jax.profiling.topology_report import topology_report
+from mmei_jax.profiling.tpu_times import tpu_times
+from mmei_jax.program_text import parse_program
 from mmei_jax.sharding import mesh_over
 from mmei_jax.types import InputError
 from mmei_jax.workdir import read_versioned, write_json, write_text
@@ -104,21 +106,25 @@ def predict(
         records_per_chip: of an update.
     """
     num_records = records_per_chip * topology.num_chips
-    started, costs, refusal = time.perf_counter(), None, ""
+    started, seconds, costs, refusal = time.perf_counter(), 0.0, None, ""
     try:
         parts = lowering.on(mesh_over(devices, fsdp=shape.fsdp, tensor=shape.tensor), shape, num_records)
-        compiled = lower(parts).compile()
+        lowered = lower(parts)
+        started = time.perf_counter()
+        compiled = lowered.compile()
     except InputError as error:
         refusal = str(error)
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        seconds = time.perf_counter() - started
         needed = _TOO_MUCH.search(str(error))
         refusal = f"needs {needed[1]}B of {needed[2]}B {needed[3]}" if needed else "does not fit the chip's memory"
     else:
+        seconds = time.perf_counter() - started
         facts = describe_program(compiled, state=parts.state_shapes())
-        costs = costs_of(facts, topology.chip, model_flops=lowering.model_flops(num_records))
-    seconds = time.perf_counter() - started
+        times = tpu_times(facts, parse_program(compiled.as_text() or ""), topology.chip)
+        costs = costs_of(facts, times, topology.chip, model_flops=lowering.model_flops(num_records))
     return Prediction(topology.name, shape, records_per_chip, seconds, costs, refusal)
 
 
@@ -130,7 +136,7 @@ def describe(prediction: Prediction) -> str:
     if costs is None:
         return f"{where}: does not fit: {prediction.refusal} {took}"
     return (
-        f"{where}: {costs.memory_bytes / 2**30:.2f} GiB, {1e3 * costs.optimal_seconds:.1f} ms and "
+        f"{where}: {costs.memory_bytes / 2**30:.2f} GiB, {1e3 * costs.times.optimal_seconds:.1f} ms and "
         f"{1e3 * costs.collective_seconds:.1f} ms of collectives {took}"
     )
 

@@ -1,6 +1,6 @@
 """Predictions for TPU topologies as a page: a table of meshes, memory and collectives of the best, weak scaling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from mmei_jax.config import Config
@@ -25,8 +25,12 @@ _HOW = """\
 * **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by kind is of one chip.
 * **FLOPs** are of one chip and one update. Those of the *model* are its matrix products and convolutions, forward and
   backward, counted before compilation; *compiled* are those of the program's products, what remat computes again among them.
-* **Optimal** is the compiler's own time for one chip's program; collectives are not in it. It is a bound by the units of
-  the chip, not a simulation: a measured update takes longer.
+* **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes at the rate of
+  the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the figure is the same for 4
+  chips and for 256. With (text) it is the same calculation on the program's text, because the compiler's figure cannot be used
+  where there are loops (gradient accumulation).
+* **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at the clock
+  that the peak implies: nearer to what a chip will do, and again without collectives.
 * **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind other
   work, each a ring in one direction over a single link of each chip, with {hop:.0f} µs for every hop.
 * **Update** is the sum of the two; **hidden** the larger of optimal and of what a chip sends over all of its links at once.
@@ -97,6 +101,7 @@ def _mesh_table(predictions: Sequence[Prediction], best: Mapping[str, Prediction
         "read and written, GB",
         "sent, MB",
         "optimal, ms",
+        "expected, ms",
         "collectives, ms",
         "update, ms",
         "MFU",
@@ -111,7 +116,7 @@ def _mesh_row(one: Prediction, *, is_best: bool) -> list[str]:
     name = f"{topology.accelerator_type} ({topology.name})"
     head = [name, str(topology.num_chips), f"**{one.mesh}**" if is_best else str(one.mesh)]
     if costs is None:
-        return [*head, "no", str(one.records_per_chip), *[""] * 10]
+        return [*head, "no", str(one.records_per_chip), *[""] * 11]
     least = costs.least_seconds(chip)
     return [
         *head,
@@ -122,7 +127,8 @@ def _mesh_row(one: Prediction, *, is_best: bool) -> list[str]:
         f"{costs.product_flops / 1e12:.2f}",
         f"{costs.bytes_accessed / 1e9:.1f}",
         f"{costs.sent_bytes / 1e6:.0f}",
-        f"{1e3 * costs.optimal_seconds:.1f}",
+        f"{1e3 * costs.times.optimal_seconds:.1f}" + ("" if costs.times.is_compilers else " (text)"),
+        f"{1e3 * costs.times.expected_seconds:.1f}",
         f"{1e3 * costs.collective_seconds:.1f}",
         f"{1e3 * costs.seconds:.1f}",
         f"{utilisation(costs, chip, costs.seconds):.1%}",
@@ -140,11 +146,12 @@ def _refusals(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def _memory_table(best: Mapping[str, Prediction]) -> str:
-    costs = {one: one.costs for one in _sorted(best.values()) if one.costs is not None}
-    kinds = list(dict.fromkeys(kind for each in costs.values() for kind in each.memory))
-    titles = ["MiB", *(f"{one.topology} {one.mesh}" for one in costs), ]
-    rows = [[kind, *(f"{each.memory.get(kind, 0) / 2**20:,.1f}" for each in costs.values())] for kind in kinds]
-    rows.append(["all", *(f"{each.memory_bytes / 2**20:,.1f}" for each in costs.values())])
+    members = _sorted(best.values())
+    costs = [_costs(one) for one in members]
+    kinds = list(dict.fromkeys(kind for each in costs for kind in each.memory))
+    titles = ["MiB", *(f"{one.topology} {one.mesh}" for one in members)]
+    rows = [[kind, *(f"{each.memory.get(kind, 0) / 2**20:,.1f}" for each in costs)] for kind in kinds]
+    rows.append(["all", *(f"{each.memory_bytes / 2**20:,.1f}" for each in costs)])
     return markdown_table(titles, rows)
 
 
@@ -202,7 +209,7 @@ def _scaling_table(lines: Sequence[Scaling], from_base: Sequence[Scaling]) -> st
             [
                 str(chips),
                 str(one.mesh),
-                f"{1e3 * costs.optimal_seconds:.1f}",
+                f"{1e3 * costs.times.optimal_seconds:.1f}",
                 f"{1e3 * costs.collective_seconds:.1f}",
                 f"{1e3 * line.seconds:.1f}",
                 f"{chips * one.records_per_chip / line.seconds:,.0f}",
@@ -224,8 +231,8 @@ def _worked(predictions: Sequence[Prediction]) -> list[str]:
     before, after = _costs(base.prediction), _costs(last.prediction)
     return [
         f"From {base.prediction.mesh.num_devices} to {last.prediction.mesh.num_devices} chips: "
-        f"({1e3 * before.optimal_seconds:.2f} + {1e3 * before.collective_seconds:.2f}) ms / "
-        f"({1e3 * after.optimal_seconds:.2f} + {1e3 * after.collective_seconds:.2f}) ms = **{last.efficiency:.1%}**. "
+        f"({1e3 * before.times.optimal_seconds:.2f} + {1e3 * before.collective_seconds:.2f}) ms / "
+        f"({1e3 * after.times.optimal_seconds:.2f} + {1e3 * after.collective_seconds:.2f}) ms = **{last.efficiency:.1%}**. "
         f"A chip sends {before.sent_bytes / 1e6:,.1f} MB in an update on the fewer, {after.sent_bytes / 1e6:,.1f} MB on the "
         f"more; at {last.prediction.chip.link_bytes_per_second / 1e9:.0f} GB/s that takes "
         f"{1e3 * before.sent_bytes / base.prediction.chip.link_bytes_per_second:.2f} and "
@@ -251,11 +258,11 @@ def _chip_table(best: Mapping[str, Prediction]) -> str:
     return markdown_table(titles, rows)
 
 
-def _sorted(predictions: Sequence[Prediction] | object) -> list[Prediction]:
+def _sorted(predictions: Iterable[Prediction]) -> list[Prediction]:
     """By generation, records per chip and chips; of one topology in the order in which they were made."""
     order = list(CHIPS)
     return sorted(
-        predictions,  # type: ignore[call-overload]
+        predictions,
         key=lambda one: (order.index(one.chip.name), one.records_per_chip, one.mesh.num_devices),
     )
 
