@@ -42,7 +42,7 @@ def test_status_tells_it_from_other_errors_of_the_runtime():
 
 
 def test_other_errors_stay_what_they_are(parts):
-    with pytest.raises(jax.errors.JaxRuntimeError, match="^INTERNAL"), explained(parts.config, parts):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL"), explained(parts.config, parts):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -71,8 +71,9 @@ def test_compiler_that_runs_out_is_told_apart(parts):
     def backend_compile():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.\nUsed 20G of 16G")
 
-    with pytest.raises(OutOfMemoryError, match=r"^out of memory while compiling: .* space hbm\.$") as caught, explained(
-        parts.config, parts
+    with (
+        pytest.raises(OutOfMemoryError, match=r"^out of memory while compiling: .* space hbm\.$") as caught,
+        explained(parts.config, parts),
     ):
         backend_compile()
     assert any(line.startswith("  activations") for line in caught.value.details)
