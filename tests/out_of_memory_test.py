@@ -19,13 +19,19 @@ from tests import tiny
 TOO_LARGE = 2**46
 
 
+@jax.jit
+def allocate():
+    return jnp.zeros(TOO_LARGE, jnp.int8)
+
+
 def run_out():
-    jnp.zeros(TOO_LARGE, jnp.int8).block_until_ready()
+    allocate().block_until_ready()
 
 
 @pytest.fixture(scope="module")
 def parts(data):
-    return prepare(tiny.config(data, model__num_layers=2))
+    """Of a model that is traced in no time."""
+    return prepare(tiny.config(data, **tiny.LEAST))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +112,9 @@ def test_loops_need_what_one_turn_needs():
     assert 2 * 400 <= most_alive(jaxpr, {(): 1.0}) <= 2 * 400 + 16
 
 
-def test_state_is_counted_exactly_and_the_rest_like_the_compiler(parts, now):
+def test_state_is_counted_exactly_and_the_rest_like_the_compiler(data):
+    parts = prepare(tiny.config(data))
+    now = estimate(parts)
     memory = describe_program(parts.lower().compile(), state=parts.state_shapes()).memory
     assert now.parameters == memory.parameters
     assert now.optimizer_state == memory.optimizer_state
@@ -119,8 +127,6 @@ def test_settings_are_those_that_save_most(parts, now):
     savings = [saving.num_bytes for saving in everything]
     assert savings == sorted(savings, reverse=True)
     assert min(savings) > 0
-    best = largest_savings(parts, now)
-    assert best == everything[:3]
     by_setting = {saving.setting: saving.num_bytes for saving in everything}
     half = by_setting["--config.data.batch_size=8"]
     assert half == pytest.approx((now.activations + now.batches) / 2, rel=0.1)
