@@ -259,8 +259,8 @@ def on_gpu(case: Case) -> dict[str, Any]:
     import jax
 
     from mmei_jax.extraction.decoding import DecodeSettings, decode_clips
-    from mmei_jax.profiling import traces
     from mmei_jax.extraction.encoding import ClipEncoder
+    from mmei_jax.profiling import traces
 
     config, clips = _read(case)
     encoder = ClipEncoder(config)

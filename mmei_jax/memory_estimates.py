@@ -1,10 +1,10 @@
 """What an update needs of a device's memory, estimated without compiling it, and which settings would reduce it most.
 
 The update is traced, as for compiling, and its arrays are followed from the operation that makes them to the last that
-reads them: the most that is alive at once is what it needs beside its arguments. Arrays of a parameter's shape are split
-over the devices as that parameter is, all others over the devices that split the batch. A compiler fuses operations and
-so does not make every array; it also needs room of its own. The estimate is therefore there to compare settings, and for
-programs that could not be compiled: after compiling, the compiler's own figures are better.
+reads them: the most that is alive at once is what it needs beside its arguments. Arrays of a parameter's shape are
+split over the devices as that parameter is, all others over the devices that split the batch. A compiler fuses
+operations and so does not make every array; it also needs room of its own. The estimate is therefore there to compare
+settings, and for programs that could not be compiled: after compiling, the compiler's own figures are better.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program, as ``compiled.as_text()`` gives it for any platform: what calls what, how often.
+"""Reads the text of a compiled program, as ``compiled.as_text()`` gives it on any platform: what calls what how often.
 
 A loop's body runs as often as the loop does, where the compiler says that, or where the loop counts up to a number that stands
 in the text (XLA's TPU compiler leaves it at that).

@@ -7,6 +7,7 @@ import pytest
 from mmei_jax.profiling.liveness import forward_share
 from mmei_jax.profiling.programs import describe_program
 from mmei_jax.program_text import parse_program
+from mmei_jax.train_step import step_compiler_options
 
 # The forward pass makes 400 bytes that the backward pass reads, and 200 that it does not; the backward pass makes 100
 # while both of its operands are alive. What is given back is no temporary.
@@ -49,9 +50,13 @@ def facts():
             x = function(x, weight)
         return (x**2).mean()
 
+    # Else the compiler merges what is computed again with what was computed.
+    options = step_compiler_options(jax.devices()[0])
     weights, x = jnp.ones((num_layers, size, size)), jnp.ones((num_rows, size))
     kept, again = (
-        describe_program(jax.jit(jax.grad(loss), static_argnums=2).lower(weights, x, function).compile())
+        describe_program(
+            jax.jit(jax.grad(loss), static_argnums=2, compiler_options=options).lower(weights, x, function).compile()
+        )
         for function in (layer, jax.checkpoint(lambda x, weight: jnp.tanh(layer(layer(x, weight), weight))))
     )
     return kept, again, 4 * num_rows * size, num_layers

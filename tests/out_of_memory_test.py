@@ -19,13 +19,19 @@ from tests import tiny
 TOO_LARGE = 2**46
 
 
+@jax.jit
+def allocate():
+    return jnp.zeros(TOO_LARGE, jnp.int8)
+
+
 def run_out():
-    jnp.zeros(TOO_LARGE, jnp.int8).block_until_ready()
+    allocate().block_until_ready()
 
 
 @pytest.fixture(scope="module")
 def parts(data):
-    return prepare(tiny.config(data, model__num_layers=2))
+    """Of a model that is traced in no time."""
+    return prepare(tiny.config(data, **tiny.LEAST))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def test_status_tells_it_from_other_errors_of_the_runtime():
 
 
 def test_other_errors_stay_what_they_are(parts):
-    with pytest.raises(jax.errors.JaxRuntimeError, match="^INTERNAL"), explained(parts.config, parts):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL"), explained(parts.config, parts):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -71,8 +77,9 @@ def test_compiler_that_runs_out_is_told_apart(parts):
     def backend_compile():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.\nUsed 20G of 16G")
 
-    with pytest.raises(OutOfMemoryError, match=r"^out of memory while compiling: .* space hbm\.$") as caught, explained(
-        parts.config, parts
+    with (
+        pytest.raises(OutOfMemoryError, match=r"^out of memory while compiling: .* space hbm\.$") as caught,
+        explained(parts.config, parts),
     ):
         backend_compile()
     assert any(line.startswith("  activations") for line in caught.value.details)
@@ -105,7 +112,9 @@ def test_loops_need_what_one_turn_needs():
     assert 2 * 400 <= most_alive(jaxpr, {(): 1.0}) <= 2 * 400 + 16
 
 
-def test_state_is_counted_exactly_and_the_rest_like_the_compiler(parts, now):
+def test_state_is_counted_exactly_and_the_rest_like_the_compiler(data):
+    parts = prepare(tiny.config(data))
+    now = estimate(parts)
     memory = describe_program(parts.lower().compile(), state=parts.state_shapes()).memory
     assert now.parameters == memory.parameters
     assert now.optimizer_state == memory.optimizer_state
@@ -118,8 +127,6 @@ def test_settings_are_those_that_save_most(parts, now):
     savings = [saving.num_bytes for saving in everything]
     assert savings == sorted(savings, reverse=True)
     assert min(savings) > 0
-    best = largest_savings(parts, now)
-    assert best == everything[:3]
     by_setting = {saving.setting: saving.num_bytes for saving in everything}
     half = by_setting["--config.data.batch_size=8"]
     assert half == pytest.approx((now.activations + now.batches) / 2, rel=0.1)

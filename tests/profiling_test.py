@@ -182,12 +182,10 @@ def test_folder_can_be_used_again(report, config, tmp_path):
 
 
 def test_wrong_steps_are_refused_and_leave_nothing(config, tmp_path):
-    with pytest.raises(InputError, match="^--steps=0: expected at least 1$"):
+    with pytest.raises(InputError, match=r"^--steps=0: expected at least 1$"):
         profile_training(config, tmp_path / "none", num_steps=0)
     with pytest.raises(InputError, match=r"config\.data\.path|manifest\.json"):
-        profile_training(
-            parse(tiny.config_dict(tmp_path / "nowhere").to_dict()), tmp_path / "none", num_steps=1
-        )
+        profile_training(parse(tiny.config_dict(tmp_path / "nowhere").to_dict()), tmp_path / "none", num_steps=1)
     assert not (tmp_path / "none").exists()
 
 

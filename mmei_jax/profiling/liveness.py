@@ -13,11 +13,23 @@ from dataclasses import dataclass
 from mmei_jax.program_text import Instruction, ProgramText, array_bytes
 
 # Give what they are given, or a part of it, in its place.
-_VIEWS = frozenset(
-    "add-dependency after-all bitcast get-tuple-element opt-barrier optimization-barrier tuple while "
-    "dynamic-update-slice async-done async-update copy-done all-gather-done all-reduce-done "
-    "collective-permute-done".split()
-)
+_VIEWS = {
+    "add-dependency",
+    "after-all",
+    "bitcast",
+    "get-tuple-element",
+    "opt-barrier",
+    "optimization-barrier",
+    "tuple",
+    "while",
+    "dynamic-update-slice",
+    "async-done",
+    "async-update",
+    "copy-done",
+    "all-gather-done",
+    "all-reduce-done",
+    "collective-permute-done",
+}
 # Lie elsewhere: arguments and constants are no temporaries.
 _OUTSIDE = ("parameter", "constant", "partition-id", "replica-id", "iota")
 

@@ -16,15 +16,52 @@ import numpy as np
 from mmei_jax.collectives import KINDS
 from mmei_jax.program_text import Instruction, ProgramText, array_bytes, arrays_of, operand_bytes, visits
 
-_ELEMENTWISE = frozenset(
-    "abs add and ceil clamp compare divide floor maximum minimum multiply negate not or remainder round-nearest-afz "
-    "round-nearest-even select shift-left shift-right-arithmetic shift-right-logical sign subtract xor".split()
-)
+_ELEMENTWISE = {
+    "abs",
+    "add",
+    "and",
+    "ceil",
+    "clamp",
+    "compare",
+    "divide",
+    "floor",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negate",
+    "not",
+    "or",
+    "remainder",
+    "round-nearest-afz",
+    "round-nearest-even",
+    "select",
+    "shift-left",
+    "shift-right-arithmetic",
+    "shift-right-logical",
+    "sign",
+    "subtract",
+    "xor",
+}
 # Compute and move nothing, or only call what does.
-_FREE = frozenset(
-    "after-all add-dependency async-done async-start async-update bitcast constant conditional call get-tuple-element opt-barrier optimization-barrier "
-    "parameter partition-id replica-id tuple while".split()
-)
+_FREE = {
+    "add-dependency",
+    "after-all",
+    "async-done",
+    "async-start",
+    "async-update",
+    "bitcast",
+    "call",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "opt-barrier",
+    "optimization-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+    "while",
+}
 _SLICES = ("dynamic-slice", "slice", "gather")
 _WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
 _DIM_LABELS = re.compile(r"\bdim_labels=(\w+)_(\w+)->(\w+)")

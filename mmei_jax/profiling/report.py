@@ -99,7 +99,7 @@ def _memory(profile: Profile) -> list[str]:
     rows.append(("together", f"{profile.memory.total:,}", shown_bytes(profile.memory.total), ""))
     peak = profile.measurement.peak_bytes
     said = (
-        f"The device itself says that at most {shown_bytes(peak)} were in use, the measured ceilings' arrays among them."
+        f"The device says that at most {shown_bytes(peak)} were in use, the ceilings' arrays among them."
         if peak
         else "This platform does not say what was in use."
     )
@@ -179,17 +179,18 @@ def _collectives(profile: Profile) -> list[str]:
 
 
 _MEANING = """\
-- **FLOPs** are those of the compiled program as XLA's cost analysis counts them, with the bodies of loops as often as they
-  run (XLA counts them once). What is computed again in the backward pass counts too.
+- **FLOPs** are those of the compiled program as XLA's cost analysis counts them, with the bodies of loops as often as
+  they run (XLA counts them once). What is computed again in the backward pass counts too.
 - **MFU** is FLOPs per second over the rate of large matrix products of the same type, measured in this process on all
   devices of the mesh at once.
-- **Memory** is what the compiler planned. *Activations* are what the forward pass makes and the backward pass reads last,
-  at the moment when most is in use; *workspace* is the rest of the compiler's temporaries, gradients among them.
+- **Memory** is what the compiler planned. *Activations* are what the forward pass makes and the backward pass reads
+  last, at the moment when most is in use; *workspace* is the rest of the compiler's temporaries, gradients among them.
 - **Input wait** is the time in `next()` of the batches; only that in which no update was under way is lost.
 - **Host syncs** are fetches of device values by the host, from the trace.
-- **Bound by**: *compute* or *memory*, whichever would take longer at the two measured rates; *exchange* is a collective;
-  *unknown* is a library's or a kernel's, of which the program does not say what it computes. *Of the roof* is that least
-  time over the measured time: above 100 % where operands lie in caches. On a processor, times are of all threads together."""
+- **Bound by**: *compute* or *memory*, whichever would take longer at the two measured rates; *exchange* is a
+  collective; *unknown* is a library's or a kernel's, of which the program does not say what it computes. *Of the roof*
+  is that least time over the measured time: above 100 % where operands lie in caches. On a processor, times are of all
+  threads together."""
 
 
 def known_files(folder: Path) -> Sequence[Path]:
