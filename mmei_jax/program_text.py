@@ -1,7 +1,7 @@
 """Reads the text of a compiled program, as ``compiled.as_text()`` gives it on any platform: what calls what how often.
 
-A loop's body runs as often as the loop does, where the compiler says that, or where the loop counts up to a number that stands
-in the text (XLA's TPU compiler leaves it at that).
+A loop's body runs as often as the loop does, where the compiler says that, or where the loop counts up to a number
+that stands in the text (XLA's TPU compiler leaves it at that).
 """
 
 import dataclasses

@@ -58,7 +58,8 @@ def test_a_collective_at_its_worst_is_a_ring_over_one_link(kind, sent, steps):
 
 def test_collectives_are_added_up_by_kind_as_often_as_they_run():
     found = collective_uses(
-        [collective("all-reduce", 100, 4, 3), collective("all-reduce", 50, 4), collective("all-gather", 40, 4, None)], V5E
+        [collective("all-reduce", 100, 4, 3), collective("all-reduce", 50, 4), collective("all-gather", 40, 4, None)],
+        V5E,
     )
     assert [(use.kind, use.num_calls, use.num_bytes, use.sent_bytes) for use in found] == [
         ("all-gather", 1, 40, 30),

@@ -26,12 +26,16 @@ def test_names_of_libtpu_and_of_cloud_mean_the_same(name, accelerator_type, num_
     assert parse_topology(accelerator_type) == topology
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v5e:16", "v5e:4x4x4", "v4:2x2", "v5e:0x4", "v5e:32x32", "v9:2x2", "v4-33", "v5e-7", "h100:8"])
+@pytest.mark.parametrize(
+    "name", ["", "v5e", "v5e:16", "v5e:4x4x4", "v4:2x2", "v5e:0x4", "v5e:32x32", "v9:2x2", "v4-33", "v5e-7", "h100:8"]
+)
 def test_other_names_are_refused_in_one_line_that_says_what_is_accepted(name):
     with pytest.raises(InputError) as caught:
         parse_topology(name)
     message = str(caught.value)
-    assert message.startswith(f"--topology={name}: expected v5e or v6e with two sizes (v5e:16x16 at most), v4 or v5p with three")
+    assert message.startswith(
+        f"--topology={name}: expected v5e or v6e with two sizes (v5e:16x16 at most), v4 or v5p with three"
+    )
     assert "\n" not in message
 
 
@@ -52,6 +56,8 @@ def test_published_figures_are_those_of_the_generations():
 def test_absent_libtpu_is_told_in_one_line_that_names_the_extra(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--topology=v5e:2x2: libtpu is not installed: expected the extra tpu, pip install") as error:
+    with pytest.raises(
+        InputError, match=r"--topology=v5e:2x2: libtpu is not installed: expected the extra tpu, pip install"
+    ) as error:
         topology_devices(parse_topology("v5e:2x2"))
     assert "\n" not in str(error.value)

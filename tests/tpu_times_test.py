@@ -1,4 +1,4 @@
-"""The TPU compiler's times, from a program's text that is made up in its style: a loop whose turns only its condition tells."""
+"""The TPU compiler's times, of a text in its style: a loop of whose turns only its condition tells."""
 
 import pytest
 
@@ -18,7 +18,7 @@ LOOP = """HloModule jit_step, is_scheduled=true
   %one = s32[] constant(1)
   %next = s32[] add(%count, %one)
   %x = f32[8,8] get-tuple-element(%state), index=1
-  %product = f32[8,8] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %product = f32[8,8] dot(%x, %x), lhs_contracting_dims={1}, backend_config={"estimated_cycles":"100"}
   ROOT %turn = (s32[], f32[8,8]) tuple(%next, %product)
 }
 
@@ -37,7 +37,7 @@ ENTRY %main (x.1: f32[8,8]) -> f32[8,8] {
   %loop = (s32[], f32[8,8]) while(%first), condition=%condition, body=%body
   %room = f32[512,512] custom-call(), custom_call_target="AllocateBuffer"
   %last = f32[8,8] get-tuple-element(%loop), index=1
-  ROOT %doubled = f32[8,8] add(%last, %last), backend_config={"window_config":{"estimated_cycles":"7"}}
+  ROOT %doubled = f32[8,8] add(%last, %last), backend_config={"estimated_cycles":"7"}
 }
 """
 

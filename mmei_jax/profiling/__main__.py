@@ -76,13 +76,15 @@ def main() -> None:
         given["topology"] = flags.DEFINE_list(
             "topology",
             [],
-            "TPU topologies to compile the update for, ahead of time, in place of measuring: such as v5e:16x16 or v4-32.",
+            "TPU topologies to compile for, ahead of time, in place of measuring: such as v5e:16x16 or v4-32.",
         )
         given["meshes"] = flags.DEFINE_string(
             "meshes", None, "With --topology: meshes to compile for, data x fsdp x tensor, such as 16x16x1,256x1x1."
         )
         given["per_chip_batch"] = flags.DEFINE_integer(
-            "per_chip_batch", None, "With --topology: records of an update for each chip; else config.data.batch_size over all."
+            "per_chip_batch",
+            None,
+            "With --topology: records of an update for each chip; else config.data.batch_size over all.",
         )
         flags.mark_flag_as_required("config")
 

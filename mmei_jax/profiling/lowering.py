@@ -1,4 +1,4 @@
-"""A run's update on other meshes and with other batches than it was configured for, lowered; no device need be there."""
+"""A run's update on other meshes and with other batches than it was configured for; no device need be there."""
 
 import dataclasses
 from typing import Any
@@ -19,7 +19,8 @@ class UpdateLowering:
     """A configuration's update, for any mesh and number of records.
 
     Args:
-        config: of the run. Of ``config.mesh`` only ``replicated`` is read; a few records in ``config.data.path`` are enough.
+        config: of the run. Of ``config.mesh`` only ``replicated`` is read; a few records in ``config.data.path`` are
+            enough.
 
     Raises:
         InputError: configuration and data set do not fit.
@@ -55,8 +56,8 @@ class UpdateLowering:
         num_micro_batches, num_shards = self._config.train.gradient_accumulation_steps, shape.data * shape.fsdp
         if num_rows % (num_micro_batches * num_shards):
             raise InputError(
-                f"rows of a batch / config.train.gradient_accumulation_steps = {num_rows} / {num_micro_batches}: expected "
-                f"a multiple of the {num_shards} devices that share them"
+                f"rows of a batch / config.train.gradient_accumulation_steps = {num_rows} / {num_micro_batches}: "
+                f"expected a multiple of the {num_shards} devices that share them"
             )
         return parts
 
@@ -73,12 +74,14 @@ class UpdateLowering:
             shape = MeshShape(1, 1, 1)
             plain = UpdateLowering(config).on(self._parts.mesh, shape, num_records)
             batch = plain.batch_shapes(_largest_layout(plain))
-            self._model_flops[num_records] = product_flops(jax.make_jaxpr(plain.train_step())(plain.state_shapes(), batch))
+            self._model_flops[num_records] = product_flops(
+                jax.make_jaxpr(plain.train_step())(plain.state_shapes(), batch)
+            )
         return self._model_flops[num_records]
 
 
 def lower(parts: TrainingParts) -> jax.stages.Lowered:
-    """The update of the largest batches that a run means to have: padded to the longest bucket, or in most packed rows."""
+    """The update of the largest batches that a run means to have: longest buckets, or most packed rows."""
     return parts.lower(_largest_layout(parts))
 
 

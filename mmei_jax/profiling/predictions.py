@@ -1,8 +1,8 @@
 """What an update would take on TPU chips: the compiler's figures, and the arithmetic on them.
 
 Nothing here is measured. The compiler tells its optimal time, which leaves the interconnect out; what the program sends
-between chips is given a time from published rates, once as badly as it can come (:func:`collective_seconds`) and once as
-well.
+between chips is given a time from published rates, once as badly as it can come (:func:`collective_seconds`) and once
+as well.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from mmei_jax.profiling.programs import ProgramFacts
 from mmei_jax.profiling.topologies import Chip, Topology, parse_topology
 from mmei_jax.profiling.tpu_times import TpuTimes
 
-# What a hop over ICI takes whatever is sent: "typically around 1us" (Austin et al., "How To Scale Your Model", 2025, part
-# 3, https://jax-ml.github.io/scaling-book/sharding).
+# What a hop over ICI takes whatever is sent: "typically around 1us" (Austin et al., "How To Scale Your Model", 2025,
+# part 3, https://jax-ml.github.io/scaling-book/sharding).
 HOP_SECONDS = 1e-6
 _RING_TURNS = {"all-reduce": 2, "collective-permute": 0}
 
@@ -169,7 +169,7 @@ def collective_uses(collectives: Iterable[Collective], chip: Chip) -> tuple[Coll
 
 
 def collective_seconds(collective: Collective, chip: Chip) -> float:
-    """One call as badly as it can come: a ring in one direction, over one link of each chip, a hop's delay at each step.
+    """One call at its worst: a ring in one direction, over one link of each chip, with a hop's delay at each step.
 
     Rings of both directions and of several axes at once, which the compiler uses where it can, are up to as many times
     faster as a chip has links. A line of chips whose ends are not joined holds such a ring too, there and back.

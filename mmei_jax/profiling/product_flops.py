@@ -1,7 +1,7 @@
 """Floating-point operations of the matrix products and convolutions of a program, counted before any compiler sees it.
 
-That is what "model FLOPs" means in a model FLOPs utilisation (MFU): what is asked for, each product once for every time a
-loop runs it, and nothing that a compiler adds or computes again.
+That is what "model FLOPs" means in a model FLOPs utilisation (MFU): what is asked for, each product once for every
+time a loop runs it, and nothing that a compiler adds or computes again.
 """
 
 import math

@@ -1,8 +1,8 @@
 """TPU topologies by name: their devices for compiling ahead of time, and what is published of their chips.
 
-A name is that of libtpu, generation and chips along each axis ("v5e:16x16"), or Cloud TPU's type of accelerator. Cloud's
-number counts TensorCores for v4 and v5p, of which a chip has two that work as one device ("v4-32" is 16 chips, 2x2x4),
-and chips for v5e and v6e. No TPU is needed, but libtpu is: the extra ``tpu``.
+A name is that of libtpu, generation and chips along each axis ("v5e:16x16"), or Cloud TPU's type of accelerator, whose
+number counts chips for v5e and v6e, and TensorCores for v4 and v5p. There a chip has two, which work as one device:
+"v4-32" is 16 chips, 2x2x4. No TPU is needed, but libtpu is: the extra ``tpu``.
 """
 
 import importlib.util
@@ -28,15 +28,16 @@ class Chip:
     Attributes:
         name: of the generation.
         flops_per_second: peak of matrix products in bfloat16.
-        flops_per_cycle: of all of its matrix units in a cycle: two for each of their cells. With the peak it gives the clock.
+        flops_per_cycle: of all of its matrix units in a cycle: two for each of their cells. With the peak it gives the
+            clock.
         memory_bytes: of its HBM.
         memory_bytes_per_second: peak rate of its HBM.
-        link_bytes_per_second: peak rate of one ICI link in one direction: the published "bidirectional bandwidth per chip" over
-            twice the links; of v4 that of Jouppi et al., "TPU v4", 2023, Table 4.
+        link_bytes_per_second: peak rate of one ICI link in one direction: the published "bidirectional bandwidth per
+            chip" over twice the links; of v4 that of Jouppi et al., "TPU v4", 2023, Table 4.
         num_links: ICI links; two for each axis.
         cores_in_type: TensorCores that Cloud TPU's types count for a chip: 2, or 1 where they count chips.
-        pod_axis: of v5e and v6e the chips along each axis of a pod, where they close to a ring; of others whole cubes of so
-            many chips an axis do, by optical switches.
+        pod_axis: of v5e and v6e the chips along each axis of a pod, where they close to a ring; of others whole cubes
+            of so many chips an axis do, by optical switches.
         source: of the figures.
     """
 
@@ -179,6 +180,6 @@ def _shapes(chip: Chip) -> Mapping[int, str]:
 def _accepted() -> str:
     """What may be given, in words."""
     return (
-        "v5e or v6e with two sizes (v5e:16x16 at most), v4 or v5p with three (v4:2x2x4), all of them even but for one chip, "
+        "v5e or v6e with two sizes (v5e:16x16 at most), v4 or v5p with three (v4:2x2x4), all even but for one chip, "
         "or a type of Cloud TPU (v5e-256, v4-32)"
     )

@@ -1,9 +1,9 @@
-"""Compiles a run's update for TPU topologies that are not there, one mesh after the other, and writes what it would cost.
+"""Compiles a run's update for TPU topologies that are not there, and writes what it would cost.
 
-A folder gathers what several calls predict for one configuration: ``predictions.json``, and ``topologies.md`` of all of it.
+A folder gathers what several calls predict for one configuration: ``predictions.json``, and ``topologies.md`` of all
+of it.
 """
 
-import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence

@@ -22,26 +22,29 @@ BASE_CHIPS = 16
 _HOW = """\
 ## How it is calculated
 
-* **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by kind is of one chip.
+* **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by kind is of
+  one chip.
 * **FLOPs** are of one chip and one update. Those of the *model* are its matrix products and convolutions, forward and
-  backward, counted before compilation; *compiled* are those of the program's products, what remat computes again among them.
-* **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes at the rate of
-  the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the figure is the same for 4
-  chips and for 256. With (text) it is the same calculation on the program's text, because the compiler's figure cannot be used
-  where there are loops (gradient accumulation).
-* **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at the clock
-  that the peak implies: nearer to what a chip will do, and again without collectives.
-* **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind other
-  work, each a ring in one direction over a single link of each chip, with {hop:.0f} µs for every hop.
-* **Update** is the sum of the two; **hidden** the larger of optimal and of what a chip sends over all of its links at once.
+  backward, counted before compilation; *compiled* are those of the program's products, what remat computes again among
+  them.
+* **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes
+  at the rate of the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the
+  figure is the same for 4 chips and for 256. With (text) it is the same calculation on the program's text, because the
+  compiler's figure cannot be used where there are loops (gradient accumulation).
+* **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at
+  the clock that the peak implies: nearer to what a chip will do, and again without collectives.
+* **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind
+  other work, each a ring in one direction over a single link of each chip, with {hop:.0f} µs for every hop.
+* **Update** is the sum of the two; **hidden** the larger of optimal and of what a chip sends over all of its links at
+  once.
 * **MFU** is the model's FLOPs / (seconds × the chip's published peak in bfloat16), for both.
 * **Best** is the mesh with the shortest update, nothing hidden.
 
 ## What it leaves out
 
-Reading and decoding records and bringing batches to the chips; the host's own work between updates; logs, evaluations and
-checkpoints; chips that are slower than others, and hosts that come late; the network between pods (DCN): a topology is
-one slice; contention of collectives on shared links; what the compiler's cost model gets wrong.
+Reading and decoding records and bringing batches to the chips; the host's own work between updates; logs, evaluations
+and checkpoints; chips that are slower than others, and hosts that come late; the network between pods (DCN): a
+topology is one slice; contention of collectives on shared links; what the compiler's cost model gets wrong.
 """
 
 
@@ -83,8 +86,8 @@ def _conditions(versions: Mapping[str, str], config: Config) -> str:
     inside = ", ".join(encoders.folders()) or "none"
     return (
         f"One update of {config.model.architecture} in {config.model.compute_dtype}, encoders inside the model: {inside} "
-        f"(remat {encoders.remat}), {config.train.gradient_accumulation_steps} micro-batch(es), at most {tokens} tokens a "
-        f"record. Compiled ahead of time, without a TPU, by {found}:"
+        f"(remat {encoders.remat}), {config.train.gradient_accumulation_steps} micro-batch(es), at most {tokens} "
+        f"tokens a record. Compiled ahead of time, without a TPU, by {found}:"
     )
 
 
@@ -232,9 +235,10 @@ def _worked(predictions: Sequence[Prediction]) -> list[str]:
     return [
         f"From {base.prediction.mesh.num_devices} to {last.prediction.mesh.num_devices} chips: "
         f"({1e3 * before.times.optimal_seconds:.2f} + {1e3 * before.collective_seconds:.2f}) ms / "
-        f"({1e3 * after.times.optimal_seconds:.2f} + {1e3 * after.collective_seconds:.2f}) ms = **{last.efficiency:.1%}**. "
-        f"A chip sends {before.sent_bytes / 1e6:,.1f} MB in an update on the fewer, {after.sent_bytes / 1e6:,.1f} MB on the "
-        f"more; at {last.prediction.chip.link_bytes_per_second / 1e9:.0f} GB/s that takes "
+        f"({1e3 * after.times.optimal_seconds:.2f} + {1e3 * after.collective_seconds:.2f}) ms = "
+        f"**{last.efficiency:.1%}**. "
+        f"A chip sends {before.sent_bytes / 1e6:,.1f} MB an update on the fewer, {after.sent_bytes / 1e6:,.1f} MB on "
+        f"the more; at {last.prediction.chip.link_bytes_per_second / 1e9:.0f} GB/s that takes "
         f"{1e3 * before.sent_bytes / base.prediction.chip.link_bytes_per_second:.2f} and "
         f"{1e3 * after.sent_bytes / last.prediction.chip.link_bytes_per_second:.2f} ms, hops the rest."
     ]

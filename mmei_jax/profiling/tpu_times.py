@@ -23,9 +23,10 @@ class TpuTimes:
     Attributes:
         optimal_seconds: the least: of each operation its FLOPs at the peak or its bytes at the memory's rate, whichever
             takes longer.
-        is_compilers: whether the compiler said so. Of a program with loops it says nothing that could be used; then it is
-            the same calculation on the program's text, loops as often as they run.
-        expected_seconds: the cycles that the compiler expects of each operation as it has tiled it, one after the other.
+        is_compilers: whether the compiler said so. Of a program with loops it says nothing that could be used; then it
+            is the same calculation on the program's text, loops as often as they run.
+        expected_seconds: the cycles that the compiler expects of each operation as it has tiled it, one after the
+            other.
     """
 
     optimal_seconds: float
