@@ -40,10 +40,11 @@ from benchmarks.encoder_cases import (
     Case,
     save_checkpoint,
 )
-from benchmarks.matmul import matmul_operations, matmul_rate
+from benchmarks.matmul import matmul_operations
 from mmei_jax import compilation_cache
 from mmei_jax.encoders import ComputeOptions, Pretrained, convert, first_token, in_corpus_order, load, pack_texts
 from mmei_jax.host_memory import keep_freed_memory
+from mmei_jax.profiling.ceilings import matmul_rate
 
 TOKENS_PER_ROW, TEXTS_PER_ROW = 64, 16
 # Padded texts that take about the place of a packed row.

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import device_profile, rounds
+from benchmarks import rounds
 from benchmarks.extraction_cases import (
     BASE,
     FRAMES_PER_SECOND,
@@ -260,6 +260,7 @@ def on_gpu(case: Case) -> dict[str, Any]:
 
     from mmei_jax.extraction.decoding import DecodeSettings, decode_clips
     from mmei_jax.extraction.encoding import ClipEncoder
+    from mmei_jax.profiling import traces
 
     config, clips = _read(case)
     encoder = ClipEncoder(config)
@@ -290,7 +291,7 @@ def on_gpu(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             traced = encode(decode())
-        spans = device_profile.device_spans(Path(folder))
+        spans = traces.device_spans(Path(folder))
     whole = min(_extract(case)[0] for _ in range(2))
     return {
         "case": f"{GPU}, {len(clips)} clips",
@@ -300,7 +301,7 @@ def on_gpu(case: Case) -> dict[str, Any]:
         "bounded_by": "decoding" if decoding > encoding else "encoding",
         "clips_per_second": round(len(clips) / together, 1),
         "clips_per_second_with_loading_and_writing": round(len(clips) / whole, 1),
-        "device_busy_share": round(device_profile.busy_seconds(spans) / traced, 4) if spans else None,
+        "device_busy_share": round(traces.busy_seconds(spans) / traced, 4) if spans else None,
         "decoding_seconds": round(decoding, 3),
         "encoding_seconds": round(encoding, 3),
         "together_seconds": round(together, 3),

@@ -32,11 +32,12 @@ from benchmarks.fusion_cases import (
     QUICK_CASES,
     Case,
 )
-from benchmarks.matmul import matmul_operations, matmul_rate
+from benchmarks.matmul import matmul_operations
 from mmei_jax.config import Config
 from mmei_jax.host_memory import keep_freed_memory
 from mmei_jax.models.mmei import Mmei
 from mmei_jax.optimizer import make_optimizer, make_schedule
+from mmei_jax.profiling.ceilings import matmul_rate
 from mmei_jax.sharding import batch_sharding, make_mesh
 from mmei_jax.state import initial_encoders, initial_state, initialize, state_shapes, variable_shapes
 from mmei_jax.train_step import TrainStep, jit_train_step, make_train_step, step_compiler_options

@@ -1,27 +1,11 @@
-"""How fast this machine multiplies matrices, and how much of that a program does."""
+"""How many operations the matrix products of a program are."""
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
-
-
-def matmul_rate(dtype: str) -> float:
-    """Operations per second of a product of two square matrices: the best of several."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=dtype))
-    product(x, x).block_until_ready()
-    best = math.inf
-    for _ in range(10):
-        started = time.perf_counter()
-        product(x, x).block_until_ready()
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * size**3 / best
 
 
 def matmul_operations(function: Callable[..., Any], *arguments: Any) -> float:

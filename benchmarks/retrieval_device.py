@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import device_profile, rounds
+from benchmarks import rounds
 from benchmarks.retrieval_cases import SearchCase, differ_in_answers
+from mmei_jax.profiling import traces
 from mmei_jax.recommendation.top_k import Filters, make_table, top_items
 from mmei_jax.sharding import mesh_over
 
@@ -138,10 +139,10 @@ def profile(search: Any) -> dict[str, Any]:
         with jax.profiler.trace(folder):
             for _ in range(_NUM_PROFILED):
                 search()
-        spans = device_profile.device_spans(Path(folder))
-    by_operation = list(device_profile.seconds_by_operation(spans).items())
+        spans = traces.device_spans(Path(folder))
+    by_operation = list(traces.seconds_by_operation(spans).items())
     return {
-        "device_busy_seconds": device_profile.busy_seconds(spans) / _NUM_PROFILED,
+        "device_busy_seconds": traces.busy_seconds(spans) / _NUM_PROFILED,
         "device_seconds_by_kernel": {
             name: seconds / _NUM_PROFILED for name, seconds in by_operation[:_NUM_KERNELS_TOLD]
         },

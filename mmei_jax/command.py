@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from mmei_jax.types import InputError
+from mmei_jax.types import InputError, OutOfMemoryError
 
 # Flags that are defined here belong to the command that asks for them, whose --help lists them.
 flags.disclaim_key_flags()
@@ -36,7 +36,7 @@ def run(
     """Parses absl flags, calls ``main`` and exits with the code that it returns.
 
     :class:`~mmei_jax.types.InputError` and ``OSError`` (missing file, full disk, unwritable folder) become one line on
-    standard error and exit code 2.
+    standard error and exit code 2; what does not fit into a device's memory, a table below it.
 
     Args:
         main: does the work.
@@ -86,7 +86,8 @@ def report_errors(main: Callable[[], int]) -> int:
         message = _one_line(error)
         # A key that another command's configuration would have: the file says more than the key.
         place = f"{_config_file(sys.argv)}: " if re.match(r"config\.\S+: (unknown|missing) key", message) else ""
-        print(f"error: {place}{message}", file=sys.stderr, flush=True)
+        details = error.details if isinstance(error, OutOfMemoryError) else ()
+        print("\n".join([f"error: {place}{message}", *details]), file=sys.stderr, flush=True)
         return EXIT_INPUT_ERROR
 
 

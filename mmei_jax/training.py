@@ -21,24 +21,14 @@ from mmei_jax import environment, input_pipeline, processes
 from mmei_jax.checkpointing import Checkpointer
 from mmei_jax.compilations import CompilationCounter
 from mmei_jax.config import Config
-from mmei_jax.data_statistics import class_log_priors
-from mmei_jax.evaluation import Evaluator, emotion_class_weights
-from mmei_jax.item_words import open_dataset
+from mmei_jax.evaluation import Evaluator
 from mmei_jax.metrics import is_smaller_better
-from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.origin import check_origin, describe_origin
-from mmei_jax.sharding import batch_sharding, make_mesh
-from mmei_jax.state import (
-    build_model,
-    check_split,
-    initial_encoders,
-    initial_state,
-    placed_variable_shapes,
-    state_shapes,
-    variable_shapes,
-)
-from mmei_jax.train_step import TrainStep, jit_train_step, make_train_step
+from mmei_jax.out_of_memory import explained
+from mmei_jax.sharding import batch_sharding
+from mmei_jax.state import initial_encoders, initial_state
 from mmei_jax.training_log import TrainingLog
+from mmei_jax.training_parts import prepare
 from mmei_jax.types import InputError, StepReport, TrainState
 from mmei_jax.warm_start import with_initial_parameters
 from mmei_jax.workdir import StopRequest, locked, stop_on_signals, write_json, write_text
@@ -111,12 +101,13 @@ def train(config: Config, workdir: Path, *, command: str | None = None) -> Train
 
     Raises:
         InputError: configuration, data, devices or an earlier run in ``workdir`` do not fit; or a loss is not finite.
+        OutOfMemoryError: a device's memory is too small, at compile or run time; with what needs how much.
     """
     # Of several processes the first one holds the folder, and JAX's runtime hears the signals of all of them.
     is_alone = jax.process_count() == 1
     lock = locked(workdir) if processes.is_first() else nullcontext()
     signals = stop_on_signals() if is_alone else nullcontext(StopRequest())
-    with lock, signals as stop, closing(_Run(config, workdir, command)) as run:
+    with lock, signals as stop, explained(config), closing(_Run(config, workdir, command)) as run:
         return run.loop(stop)
 
 
@@ -125,21 +116,10 @@ class _Run:
 
     def __init__(self, config: Config, workdir: Path, command: str | None):
         self.config, self.workdir, self.command = config, workdir, command
-        self.dataset = open_dataset(config)
-        input_pipeline.check(self.dataset, config)
-        self.mesh = make_mesh(config)
-        self.model = build_model(config, self.dataset)
-        check_split(placed_variable_shapes(self.model, self.mesh)["params"], config.mesh)
-        self.split = self.dataset.split(*config.data.train_splits)
-        self.num_steps = input_pipeline.num_steps(
-            self.split.num_records, config.data.batch_size, config.train.num_epochs
-        )
-        self.schedule = make_schedule(
-            config.optimizer,
-            num_steps=self.num_steps,
-            steps_per_epoch=self.split.num_records / config.data.batch_size,
-        )
-        self.optimizer = make_optimizer(config.optimizer, variable_shapes(self.model)["params"], self.schedule)
+        self.parts = parts = prepare(config)
+        self.dataset, self.split, self.mesh = parts.dataset, parts.split, parts.mesh
+        self.model, self.optimizer = parts.model, parts.optimizer
+        self.num_steps, self.schedule = parts.num_steps, parts.schedule
         self.evaluator = Evaluator(self.model, config, self.dataset, self.mesh)
         self.checkpointer = Checkpointer(workdir, best_metric=config.train.best_metric)
 
@@ -148,7 +128,7 @@ class _Run:
         state, iterator, progress = self._start()
         self._check_best_metric(state)
         step = int(state.step)
-        train_step = self._jit_step()
+        train_step = self.parts.jit_step()
         in_flight: deque[StepReport] = deque()
         with closing(iterator), closing(self._open_log(step)) as log, closing(CompilationCounter()) as compilations:
             while step < self.num_steps and not progress.has_stopped_early and not stop:
@@ -202,7 +182,7 @@ class _Run:
         )
         if self.checkpointer.latest_step is not None:
             self._check_resumable(self.checkpointer.read_config(self.checkpointer.latest_step))
-            shapes = state_shapes(self.model, self.optimizer, self.mesh)
+            shapes = self.parts.state_shapes()
             state, progress = self.checkpointer.restore(shapes, iterator)
             self._write_conditions()
             print(f"going on from the checkpoint of step {int(state.step)}", flush=True)
@@ -226,12 +206,6 @@ class _Run:
     def _feature_statistics(self, modality: str) -> tuple[np.ndarray, np.ndarray]:
         max_tokens = getattr(self.config.data.max_tokens, modality)[-1]
         return input_pipeline.feature_statistics(self.split, modality, max_tokens=max_tokens)
-
-    def _jit_step(self) -> TrainStep:
-        class_weights = emotion_class_weights(self.config.loss, self.dataset)
-        log_priors = class_log_priors(self.split, self.config.loss)
-        step = make_train_step(self.model, self.optimizer, self.config, class_weights, log_priors)
-        return jit_train_step(step, state_shapes(self.model, self.optimizer, self.mesh))
 
     def _open_log(self, step: int) -> TrainingLog:
         return TrainingLog(

@@ -16,6 +16,7 @@ dimension), ``features`` (of inputs, and of what is no model dimension), ``class
 ``input_channels`` and ``channels`` (features that a convolution reads and makes).
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from flax import struct
@@ -32,6 +33,18 @@ class InputError(ValueError):
 
     Entry points print it without a traceback and exit with a non-zero code.
     """
+
+
+class OutOfMemoryError(InputError):
+    """A device's memory does not hold what a configuration asks for.
+
+    Attributes:
+        details: lines that stand below the error's own: what needs how much, and what would need less.
+    """
+
+    def __init__(self, message: str, details: Sequence[str]) -> None:
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 @struct.dataclass

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mmei_jax.collectives import array_bytes, bytes_by_kind, read_collectives
+from mmei_jax.collectives import bytes_by_kind, read_collectives
+from mmei_jax.program_text import array_bytes
 
 # Put together from what the compilers for CPUs, GPUs and TPUs print, at sizes that are easily multiplied.
 PROGRAM = """\

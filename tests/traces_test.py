@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.device_profile import Span, busy_seconds, device_spans, seconds_by_operation
+from mmei_jax.profiling.traces import Span, busy_seconds, device_spans, seconds_by_operation
 
 
 def test_what_overlaps_is_busy_once_and_counts_for_each_operation():

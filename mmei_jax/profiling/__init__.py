@@ -1,0 +1,1 @@
+"""What a run costs and why: the profiling command, and what is read of compiled programs and traces."""

@@ -1,0 +1,314 @@
+"""The operations of a compiled program, one device's part: what each computes and moves, from the program's text.
+
+Counted as XLA's own cost analysis does: a multiplication and an addition are two, an elementwise operation is one for
+each number that it gives, ``exp`` and its like are not counted; of a convolution the padding is not. Other than there,
+the body of a loop counts as often as the loop runs.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmei_jax.collectives import KINDS
+from mmei_jax.program_text import Instruction, ProgramText, array_bytes, arrays_of, operand_bytes, visits
+
+_ELEMENTWISE = {
+    "abs",
+    "add",
+    "and",
+    "ceil",
+    "clamp",
+    "compare",
+    "divide",
+    "floor",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negate",
+    "not",
+    "or",
+    "remainder",
+    "round-nearest-afz",
+    "round-nearest-even",
+    "select",
+    "shift-left",
+    "shift-right-arithmetic",
+    "shift-right-logical",
+    "sign",
+    "subtract",
+    "xor",
+}
+# Compute and move nothing, or only call what does.
+_FREE = {
+    "add-dependency",
+    "after-all",
+    "async-done",
+    "async-start",
+    "async-update",
+    "bitcast",
+    "call",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "opt-barrier",
+    "optimization-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+    "while",
+}
+_SLICES = ("dynamic-slice", "slice", "gather")
+_WINDOW = re.compile(r"\bwindow=\{([^}]*)\}")
+_DIM_LABELS = re.compile(r"\bdim_labels=(\w+)_(\w+)->(\w+)")
+_CONTRACTED = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
+_LIBRARY_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+_TARGET = re.compile(r'\bcustom_call_target="([^"]*)"')
+# Custom calls of which the text says what they compute, by what their target contains.
+_LIBRARY_PRODUCTS = ("cublas", "matmul", "gemm")
+# Custom calls that only mark or place what they are given.
+_MARKERS = ("Sharding", "annotate_device_placement", "MoveToHost", "MoveToDevice", "AllocateBuffer", "SliceToDynamic")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What something computes when it runs once.
+
+    Attributes:
+        flops: all operations.
+        product_flops: those of matrix products and convolutions.
+        is_known: whether nothing in it is a library's or a kernel's, of which the text does not say what it computes.
+    """
+
+    flops: float = 0.0
+    product_flops: float = 0.0
+    is_known: bool = True
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both, one after the other."""
+        return Work(
+            self.flops + other.flops,
+            self.product_flops + other.product_flops,
+            is_known=self.is_known and other.is_known,
+        )
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a device runs as one piece: a fusion, a product, a copy, a call of a library, a collective.
+
+    Attributes:
+        name: in the program's text, and in traces.
+        opcode: such as ``fusion``; of a custom call its target.
+        op_name: what of the model it comes from; "" where the text does not say.
+        work: of one call.
+        num_bytes: that one call reads and writes, where everything is read once.
+        num_calls: when the program runs once; None in a loop of unknown length.
+    """
+
+    name: str
+    opcode: str
+    op_name: str
+    work: Work
+    num_bytes: int
+    num_calls: int | None
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether it exchanges with other devices, or waits for an exchange."""
+        return self.opcode.removesuffix("-start").removesuffix("-done") in KINDS
+
+
+def read_operations(program: ProgramText) -> list[Operation]:
+    """Everything that runs when the program runs; what a fusion contains is one operation."""
+    work_of = _WorkReader(program)
+    found = []
+    for visit in visits(program):
+        if visit.is_fused:
+            continue
+        shapes = {instruction.name: instruction.shape for instruction in visit.instructions}
+        for instruction in visit.instructions:
+            if instruction.opcode in _FREE:
+                continue
+            target = _TARGET.search(instruction.rest) if instruction.opcode == "custom-call" else None
+            found.append(
+                Operation(
+                    name=instruction.name,
+                    opcode=target.group(1) if target else instruction.opcode,
+                    op_name=instruction.op_name,
+                    work=work_of.instruction(instruction, shapes),
+                    num_bytes=_moved_bytes(instruction, shapes, program),
+                    num_calls=visit.num_calls,
+                )
+            )
+    return found
+
+
+def total_work(operations: Iterable[Operation], *, counts_loops_once: bool = False) -> Work:
+    """What a program computes; in a loop of unknown length each operation counts once.
+
+    Args:
+        operations: of the program.
+        counts_loops_once: as XLA's cost analysis does.
+    """
+    flops = product_flops = 0.0
+    is_known = True
+    for operation in operations:
+        times = _times(operation, counts_loops_once)
+        flops += times * operation.work.flops
+        product_flops += times * operation.work.product_flops
+        is_known = is_known and operation.work.is_known
+    return Work(flops, product_flops, is_known=is_known)
+
+
+def total_bytes(operations: Iterable[Operation], *, counts_loops_once: bool = False) -> float:
+    """Bytes that a program's operations read and write; see :func:`total_work`."""
+    return float(sum(_times(operation, counts_loops_once) * operation.num_bytes for operation in operations))
+
+
+def _times(operation: Operation, counts_loops_once: bool) -> int:
+    # An operation outside of loops runs once too.
+    return 1 if counts_loops_once or operation.num_calls is None else operation.num_calls
+
+
+class _WorkReader:
+    """Work of instructions, that of called computations read once."""
+
+    def __init__(self, program: ProgramText) -> None:
+        self._program = program
+        self._of_computation = functools.lru_cache(maxsize=None)(self._computation)
+
+    def instruction(self, instruction: Instruction, shapes: Mapping[str, str]) -> Work:
+        """What one call computes, with what it calls."""
+        opcode = instruction.opcode
+        if opcode == "dot":
+            return _product(2.0 * _elements(instruction.shape) * _contracted(instruction, shapes, _CONTRACTED))
+        if opcode == "convolution":
+            return _product(_convolution_flops(instruction, shapes))
+        if opcode == "custom-call":
+            return self._custom_call(instruction, shapes)
+        if opcode == "reduce":
+            # One operation for every number that is read but those that are given.
+            return Work(float(max(0, _elements(shapes[instruction.operand_names[0]]) - _elements(instruction.shape))))
+        if opcode == "reduce-window":
+            sizes = _window(instruction).get("size", [1])
+            return Work(float(_elements(instruction.shape) * (math.prod(sizes) - 1)))
+        if opcode in _ELEMENTWISE:
+            return Work(float(_elements(instruction.shape)))
+        if opcode in ("fusion", "call", "conditional") or opcode == "async-start":
+            parts = [self._of_computation(name) for name in instruction.called]
+            if opcode == "conditional":
+                return max(parts, key=lambda part: part.flops, default=Work())
+            return sum(parts, Work())
+        return Work()
+
+    def _computation(self, name: str) -> Work:
+        instructions = self._program.computations[name]
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        return sum((self.instruction(instruction, shapes) for instruction in instructions), Work())
+
+    def _custom_call(self, instruction: Instruction, shapes: Mapping[str, str]) -> Work:
+        target = _TARGET.search(instruction.rest)
+        name = target.group(1) if target else ""
+        if any(marker in name for marker in _MARKERS):
+            return Work()
+        if any(part in name for part in _LIBRARY_PRODUCTS) and _LIBRARY_CONTRACTED.search(instruction.rest):
+            # What it gives may come with a workspace.
+            first = arrays_of(instruction.shape)[0][1]
+            return _product(2.0 * math.prod(first) * _contracted(instruction, shapes, _LIBRARY_CONTRACTED))
+        return Work(is_known=False)
+
+
+def _product(flops: float) -> Work:
+    return Work(flops, flops)
+
+
+def _elements(shape: str) -> int:
+    """Numbers of an array; of a tuple those of its first array."""
+    found = arrays_of(shape)
+    return math.prod(found[0][1]) if found else 0
+
+
+def _contracted(instruction: Instruction, shapes: Mapping[str, str], pattern: re.Pattern[str]) -> int:
+    """Numbers that are added up for each that a product gives."""
+    found = pattern.search(instruction.rest)
+    sizes = arrays_of(shapes[instruction.operand_names[0]])[0][1]
+    axes = [int(axis) for axis in found.group(1).replace('"', "").split(",") if axis] if found else []
+    return math.prod(sizes[axis] for axis in axes)
+
+
+def _window(instruction: Instruction) -> dict[str, list[int]]:
+    """Sizes, strides, paddings (low and high in turns) and dilations of a window, by XLA's names."""
+    found = _WINDOW.search(instruction.rest)
+    parts = [part.partition("=") for part in found.group(1).split()] if found else []
+    return {name: [int(number) for number in re.findall(r"-?\d+", value)] for name, _, value in parts}
+
+
+def _convolution_flops(instruction: Instruction, shapes: Mapping[str, str]) -> float:
+    """Two for each pair of an input and a kernel number that meet; padding and holes meet nothing."""
+    labels = _DIM_LABELS.search(instruction.rest)
+    if labels is None:
+        return 0.0
+    inputs, kernel = (arrays_of(shapes[name])[0][1] for name in instruction.operand_names[:2])
+    outputs = arrays_of(instruction.shape)[0][1]
+    window, meetings = _window(instruction), 1
+    num_spatial = len(outputs) - 2
+    ones, zeros = [1] * num_spatial, [0] * (2 * num_spatial)
+    for axis in range(num_spatial):
+        place = np.arange(outputs[labels.group(3).index(str(axis))])[:, None] * window.get("stride", ones)[axis]
+        reach = np.arange(kernel[labels.group(2).index(str(axis))]) * window.get("rhs_dilate", ones)[axis]
+        position = place + reach - window.get("pad", zeros)[2 * axis]
+        holes = window.get("lhs_dilate", ones)[axis]
+        size = inputs[labels.group(1).index(str(axis))]
+        meets = (position % holes == 0) & (position >= 0) & (position < size * holes)
+        meetings *= int(np.count_nonzero(meets))
+    groups = re.search(r"\bbatch_group_count=(\d+)", instruction.rest)
+    batch = inputs[labels.group(1).index("b")] // (int(groups.group(1)) if groups else 1)
+    # The kernel's input features are those of one group.
+    return 2.0 * batch * kernel[labels.group(2).index("i")] * kernel[labels.group(2).index("o")] * meetings
+
+
+def _moved_bytes(instruction: Instruction, shapes: Mapping[str, str], program: ProgramText) -> int:
+    """Bytes of what is read and written; of an array that a fusion only takes slices of, these."""
+    if instruction.opcode.endswith("-done"):
+        return 0
+    if instruction.opcode in _SLICES:
+        return 2 * array_bytes(instruction.shape)
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * array_bytes(shapes[instruction.operand_names[1]])
+    if instruction.opcode != "fusion" or not instruction.called:
+        return operand_bytes(instruction, shapes) + array_bytes(instruction.shape)
+    inside = program.computations[instruction.called[0]]
+    return sum(_parameter_bytes(inside)) + _result_bytes(inside)
+
+
+def _parameter_bytes(inside: Sequence[Instruction]) -> list[int]:
+    """Bytes that a fusion reads of each of its parameters."""
+    found = []
+    for parameter in inside:
+        if parameter.opcode != "parameter":
+            continue
+        readers = [one for one in inside if parameter.name in one.operand_names]
+        whole = array_bytes(parameter.shape)
+        if readers and all(one.opcode in _SLICES and one.operand_names[0] == parameter.name for one in readers):
+            found.append(min(whole, sum(array_bytes(one.shape) for one in readers)))
+        elif readers and all(
+            one.opcode == "dynamic-update-slice" and one.operand_names[0] == parameter.name for one in readers
+        ):
+            # Overwritten in its place.
+            found.append(0)
+        else:
+            found.append(whole)
+    return found
+
+
+def _result_bytes(inside: Sequence[Instruction]) -> int:
+    shapes = {one.name: one.shape for one in inside}
+    root = next(one for one in inside if one.is_root)
+    if root.opcode == "dynamic-update-slice":
+        return array_bytes(shapes[root.operand_names[1]])
+    return array_bytes(root.shape)

@@ -1,0 +1,175 @@
+"""FLOPs and bytes of a program's operations: of texts that are easily counted, and of programs of known FLOPs."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmei_jax.profiling.operations import Work, read_operations, total_bytes, total_work
+from mmei_jax.profiling.programs import describe_program
+from mmei_jax.program_text import parse_program
+
+PROGRAM = """\
+HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%fused (p: f32[4,8], q: f32[100,8]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %q = f32[100,8]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %row = f32[1,8]{1,0} dynamic-slice(%q, %zero, %zero), dynamic_slice_sizes={1,8}
+  %rows = f32[4,8]{1,0} broadcast(%row), dimensions={0,1}
+  %scaled = f32[4,8]{1,0} multiply(%p, %rows)
+  %curved = f32[4,8]{1,0} exponential(%scaled)
+  ROOT %shifted = f32[4,8]{1,0} add(%curved, %p)
+}
+
+%body (s: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %s = (s32[], f32[4,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[4,8]{1,0} get-tuple-element(%s), index=1
+  %w = f32[8,8]{1,0} constant({...})
+  %looped = f32[4,8]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (s32[], f32[4,8]{1,0}) tuple(%i, %looped)
+}
+
+%condition (s: (s32[], f32[4,8])) -> pred[] {
+  %s.1 = (s32[], f32[4,8]{1,0}) parameter(0)
+  ROOT %is_less = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[4,16], y: f32[16,8], image: f32[1,5,5,3], q: f32[100,8]) -> f32[4,8] {
+  %x.1 = f32[4,16]{1,0} parameter(0)
+  %y = f32[16,8]{1,0} parameter(1)
+  %image = f32[1,5,5,3]{3,2,1,0} parameter(2)
+  %q.1 = f32[100,8]{1,0} parameter(3)
+  %kernel = f32[3,3,3,2]{3,2,1,0} constant({...})
+  %product = f32[4,8]{1,0} dot(%x.1, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %padded = f32[1,5,5,2]{3,2,1,0} convolution(%image, %kernel), window={size=3x3 pad=1_1x1_1}, LABELS
+  %none = f32[] constant(0)
+  %total = f32[4]{0} reduce(%product, %none), dimensions={1}, to_apply=%add
+  %fusion = f32[4,8]{1,0} fusion(%product, %q.1), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp(M)/mul"}
+  %library = (f32[4,8]{1,0}, s8[64]{0}) custom-call(%x.1, %y), custom_call_target="__cublas$gemm", backend_config=GEMM
+  %secret = f32[4,8]{1,0} custom-call(%fusion), custom_call_target="Secret"
+  %start = (s32[], f32[4,8]{1,0}) tuple(%none, %secret)
+  %known = (s32[], f32[4,8]{1,0}) while(%start), condition=%condition, body=%body, backend_config=TRIPS
+  ROOT %out = f32[4,8]{1,0} get-tuple-element(%known), index=1
+}
+"""
+PROGRAM = (
+    PROGRAM.replace("LABELS", "dim_labels=b01f_01io->b01f")
+    .replace("TRIPS", '{"known_trip_count":{"n":"5"}}')
+    .replace(
+        "GEMM", '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}'
+    )
+)
+SIDE, NUM_LAYERS = 64, 7
+
+
+def product(*sizes):
+    return Work(2.0 * math.prod(sizes), 2.0 * math.prod(sizes))
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {operation.name: operation for operation in read_operations(parse_program(PROGRAM))}
+
+
+def test_each_operation_is_found_once_and_what_is_fused_in_one(found):
+    assert list(found) == ["product", "padded", "total", "fusion", "library", "secret", "looped"]
+    assert found["looped"].num_calls == 5
+    assert found["fusion"].op_name == "jit(step)/jvp(M)/mul"
+    assert found["secret"].opcode == "Secret"
+
+
+@pytest.mark.parametrize(
+    ("name", "work"),
+    [
+        ("product", product(4, 8, 16)),
+        # Along each axis 13 pairs of the 15 are within the image.
+        ("padded", product(13 * 13, 3, 2)),
+        ("total", Work(4.0 * 7)),
+        # The exponential is not counted.
+        ("fusion", Work(2.0 * 4 * 8)),
+        ("library", product(4, 8, 16)),
+        ("secret", Work(is_known=False)),
+        ("looped", product(4, 8, 8)),
+    ],
+)
+def test_work_of_one_call(found, name, work):
+    assert found[name].work == work
+
+
+@pytest.mark.parametrize(
+    ("name", "num_bytes"),
+    # The fusion reads one row of q alone.
+    [("product", 4 * (64 + 128 + 32)), ("fusion", 4 * (32 + 8 + 32)), ("padded", 4 * (75 + 54 + 50))],
+)
+def test_bytes_of_one_call(found, name, num_bytes):
+    assert found[name].num_bytes == num_bytes
+
+
+def test_totals_count_loops_as_often_as_they_run(found):
+    whole, once = (total_work(found.values(), counts_loops_once=once) for once in (False, True))
+    assert whole.flops - once.flops == 4 * found["looped"].work.flops
+    assert not whole.is_known
+    difference = total_bytes(found.values()) - total_bytes(found.values(), counts_loops_once=True)
+    assert difference == 4 * found["looped"].num_bytes
+
+
+def known_products(x, weights):
+    """Products of known FLOPs, one after the other."""
+    for weight in weights:
+        x = x @ weight
+    return x
+
+
+def known_scan(x, weights):
+    """The same in a scan."""
+    return jax.lax.scan(lambda x, weight: (x @ weight, None), x, weights)[0]
+
+
+def known_nested_scan(x, weights):
+    """The same in a scan of scans, with a gradient: three products for each."""
+
+    def twice(x):
+        return jax.lax.scan(lambda x, _: (known_scan(x, weights), None), x, None, length=2)[0].sum()
+
+    return jax.grad(twice)(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "num_products"),
+    [
+        (known_products, NUM_LAYERS),
+        (known_scan, NUM_LAYERS),
+        # Only the state has a gradient: one product forward, which nothing reads, and one back.
+        (known_nested_scan, 2 * NUM_LAYERS),
+    ],
+)
+def test_flops_of_a_known_program_are_right_to_five_percent(function, num_products):
+    x, weights = jnp.ones((SIDE, SIDE)), jnp.ones((NUM_LAYERS, SIDE, SIDE))
+    facts = describe_program(jax.jit(function).lower(x, weights).compile())
+    expected = num_products * 2 * SIDE**3
+    assert facts.flops == pytest.approx(expected, rel=0.05)
+    assert facts.product_flops == pytest.approx(expected, rel=0.05)
+    assert facts.is_work_known
+    assert facts.num_unknown_loops == 0
+
+
+def test_gradient_of_a_convolution_counts_as_the_compiler_does():
+    def loss(kernel, x):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=2
+        ).sum()
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(jnp.ones((5, 4, 6)), jnp.ones((2, 33, 8))).compile()
+    counted = total_work(read_operations(parse_program(compiled.as_text())))
+    assert counted.product_flops > 1000
+    assert counted.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)

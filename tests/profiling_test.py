@@ -1,0 +1,194 @@
+"""The profiling command: in this process on one device, and as it is called, on four fake devices."""
+
+import json
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmei_jax.config import parse
+from mmei_jax.packing import padded_layouts
+from mmei_jax.profiling import traces
+from mmei_jax.profiling.__main__ import profile_training
+from mmei_jax.profiling.ceilings import copy_rate, matmul_rate
+from mmei_jax.record_order import ShuffledOrder
+from mmei_jax.records import Dataset
+from mmei_jax.types import InputError
+from tests import processes, tiny
+
+NUM_STEPS = 6
+# Two shapes of batches.
+CHANGES = {
+    "data__modalities": ("vision", "text"),
+    "data__max_tokens": {"vision": (5, 16), "audio": (24, 24), "text": (9, 16)},
+    "data__batch_size": 4,
+}
+NUM_DEVICES = 4
+
+
+def small(monkeypatch):
+    """Ceilings of small arrays: what they are is tested apart."""
+    monkeypatch.setattr("mmei_jax.profiling.measurement.matmul_rate", lambda *given: matmul_rate(*given, side=64))
+    monkeypatch.setattr("mmei_jax.profiling.measurement.copy_rate", lambda *given: copy_rate(*given, num_bytes=2**12))
+
+
+@pytest.fixture(scope="module")
+def config(data):
+    return tiny.config(data, **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def report(config, tmp_path_factory):
+    """Of one device: the folder, and the lines for the terminal."""
+    folder = tmp_path_factory.mktemp("profile") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        lines = profile_training(config, folder, num_steps=NUM_STEPS, command="the command")
+    return folder, lines
+
+
+@pytest.fixture(scope="module")
+def found(report):
+    return json.loads((report[0] / "profile.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def split(data, tmp_path_factory):
+    """Of four devices: the command's outcome, and its figures."""
+    folder = tmp_path_factory.mktemp("profile") / "split"
+    flags = ["--config=tests/tiny_config.py", f"--config.data.path={data}", "--config.mesh.fsdp=2", "--steps=2"]
+    code, output = processes.run(
+        "-m", "mmei_jax.profiling", *flags, f"--output={folder}", env=processes.environment(num_devices=NUM_DEVICES)
+    )
+    assert code == 0, output
+    return output, folder, json.loads((folder / "profile.json").read_text())
+
+
+def test_files_are_written_and_the_trace_is_kept(report):
+    folder, lines = report
+    assert (folder / "profile.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "profile.md").read_text()
+    assert "![Memory, longest operations and roofline.](profile.png)" in text
+    for line in lines:
+        name, _, value = line.partition(": ")
+        assert f"| {name} |" in text, name
+        assert value
+    for section in ("Memory", "Compilation", "Operations", "Exchange between devices", "What the figures mean"):
+        assert f"\n## {section}\n" in text
+    assert "The update sends nothing between devices." in text
+    assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 1
+    # For Perfetto.
+    assert len(list((folder / "trace").rglob("*.trace.json.gz"))) == 1
+
+
+def test_rates_follow_from_what_was_counted(found):
+    rates, flops = found["throughput"], found["flops"]
+    assert rates["num_steps"] == NUM_STEPS
+    assert rates["records_per_second"] == pytest.approx(4 * rates["steps_per_second"])
+    assert flops["per_second"] == pytest.approx(flops["per_step"] * rates["steps_per_second"])
+    ceiling = found["ceilings"]["matmul_flops_per_second"]
+    assert flops["utilization"] == pytest.approx(flops["per_second"] / ceiling)
+    assert 0.0 < flops["products_per_step_and_device"] < flops["per_step_and_device"]
+    assert 0.0 <= rates["input_wait_share"] <= 1.0
+
+
+def test_useful_tokens_are_those_of_the_batches_that_were_timed(config, found):
+    split = Dataset.open(config.data.path).split("train")
+    order = ShuffledOrder(num_records=split.num_records, batch_size=4, num_batches=2 + NUM_STEPS, seed=config.seed)
+    layouts = padded_layouts(config.data, 4)
+    tokens, places = dict.fromkeys(("vision", "text"), 0), dict.fromkeys(("vision", "text"), 0)
+    for step in range(2, 2 + NUM_STEPS):
+        lengths = {name: np.minimum(split.lengths(name)[order[step]], 16) for name in tokens}
+        fitting = (one for one in layouts if all(lengths[name].max() <= one.num_tokens[name] for name in tokens))
+        layout = next(fitting, layouts[-1])
+        for name in tokens:
+            tokens[name] += int(lengths[name].sum())
+            places[name] += 4 * layout.num_tokens[name]
+    shares = {name: tokens[name] / places[name] for name in tokens}
+    assert found["throughput"]["useful_token_share_by_modality"] == pytest.approx(shares)
+    assert found["throughput"]["useful_token_share"] == pytest.approx(sum(tokens.values()) / sum(places.values()))
+
+
+def test_every_shape_is_compiled_once(found):
+    compilation = found["compilation"]
+    titles = [step["batch"] for step in compilation["steps"]]
+    assert len(titles) == len(set(titles)) == compilation["num_step_programs"] == 2
+    assert all(step["compile_seconds"] > 0.0 for step in compilation["steps"])
+    assert compilation["num_programs"] >= 2
+
+
+def test_memory_is_told_by_kind(found):
+    memory = found["memory_bytes_per_device"]
+    kinds = ("parameters", "optimizer state", "batch", "activations", "workspace")
+    assert all(memory[kind] > 0 for kind in kinds)
+    assert memory["optimizer state"] == pytest.approx(2 * memory["parameters"], rel=0.01)
+    assert memory["together"] == sum(size for kind, size in memory.items() if kind not in ("together", "peak_in_use"))
+
+
+def test_update_fetches_nothing(found):
+    assert found["throughput"]["host_fetches_per_step"] == 0
+
+
+def test_fetches_are_counted(tmp_path):
+    step = jax.jit(lambda x: x + 1.0)
+    x = step(jnp.zeros(8))
+    with jax.profiler.trace(str(tmp_path)):
+        for _ in range(3):
+            x = step(x)
+            float(x.sum())
+    assert traces.num_fetches(tmp_path) == 3
+
+
+def test_operations_have_time_and_what_bounds_them(found):
+    operations = found["operations"]
+    assert len(operations) > 20
+    assert [one["seconds"] for one in operations] == sorted((one["seconds"] for one in operations), reverse=True)
+    assert {"compute", "memory"} <= {one["bound"] for one in operations} <= {"compute", "memory", "unknown"}
+    assert any("transpose(jvp" in one["op_name"] for one in operations)
+    assert sum(found["seconds_by_bound"].values()) == pytest.approx(sum(one["seconds"] for one in operations))
+    assert 0.0 < found["traced"]["device_busy_share"] <= 1.0
+
+
+def test_command_measures_several_devices_of_one_process(split):
+    output, folder, found = split
+    assert f"written: {folder}/profile.md" in output
+    assert "steps per second: " in output
+    assert (found["num_mesh_devices"], found["num_devices"]) == (NUM_DEVICES, NUM_DEVICES)
+    assert found["command"].startswith("python -m mmei_jax.profiling --config=tests/tiny_config.py")
+    flops = found["flops"]
+    assert flops["per_step"] == pytest.approx(NUM_DEVICES * flops["per_step_and_device"])
+
+
+def test_collectives_have_bytes_and_time(split):
+    _, folder, found = split
+    kinds = {one["kind"] for one in found["collectives"]}
+    assert {"all-reduce", "all-gather"} <= kinds
+    assert all(one["num_bytes"] > 0 and one["group_size"] in (2, 4) for one in found["collectives"])
+    assert any(one["seconds"] > 0.0 for one in found["collectives"])
+    assert "exchange" in found["seconds_by_bound"]
+    assert re.search(r"\| all-reduce \| \d+ \| [\d,]+ \| [\d.]+ \|", (folder / "profile.md").read_text())
+
+
+def test_folder_can_be_used_again(report, config, tmp_path):
+    folder = shutil.copytree(report[0], tmp_path / "again")
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        profile_training(config, folder, num_steps=1)
+    assert json.loads((folder / "profile.json").read_text())["throughput"]["num_steps"] == 1
+    assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 2
+
+
+def test_wrong_steps_are_refused_and_leave_nothing(config, tmp_path):
+    with pytest.raises(InputError, match=r"^--steps=0: expected at least 1$"):
+        profile_training(config, tmp_path / "none", num_steps=0)
+    with pytest.raises(InputError, match=r"config\.data\.path|manifest\.json"):
+        profile_training(parse(tiny.config_dict(tmp_path / "nowhere").to_dict()), tmp_path / "none", num_steps=1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_ceilings_are_rates_of_all_devices_together():
+    assert 1e6 < matmul_rate("float32", side=128) < 1e15
+    assert 1e6 < copy_rate(num_bytes=2**16) < 1e15
