@@ -9,9 +9,7 @@ from absl import flags
 from mmei_jax import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run or of a table that train.py made.", required=True)
-SPLIT = flags.DEFINE_enum(
-    "split", "test", ["train", "validation", "test"], "Which of the configuration's splits to evaluate."
-)
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which of the configuration's splits.")
 DATA = flags.DEFINE_string("data", None, "Folder of the data set, if it is not where the run found it.")
 FEEDBACK = flags.DEFINE_string("feedback", None, "For a table: folder of a feedback loop, for the ledger of claims.")
 UNSEEN = flags.DEFINE_multi_string("unseen", [], "For a table: one of data split by user or content kind, likewise.")
@@ -21,10 +19,11 @@ def main() -> int:
     """Evaluates, prints the table, writes the report."""
     # Imported here so that --help and a wrong flag answer at once.
     from mmei_jax import compilation_cache
-    from mmei_jax.evaluation import evaluate_workdir
+    from mmei_jax.evaluation import evaluate_workdir, is_pretraining
     from mmei_jax.reports.report import write_report
     from mmei_jax.table_training import is_table_workdir
     from mmei_jax.types import InputError
+    from mmei_jax.workdir import read_config
 
     compilation_cache.enable()
     workdir = Path(WORKDIR.value)
@@ -34,8 +33,9 @@ def main() -> int:
     if FEEDBACK.value is not None or UNSEEN.value:
         raise InputError(f"{workdir}: --feedback and --unseen are for a table (configs/table1_small.py trains one)")
     print(evaluate_workdir(workdir, SPLIT.value, DATA.value), flush=True)
-    folder = write_report(workdir, SPLIT.value, DATA.value, command=called_by)
-    print(f"report: {folder / 'report.html'}, {folder / 'report.md'}")
+    if not is_pretraining(read_config(workdir)):
+        folder = write_report(workdir, SPLIT.value, DATA.value, command=called_by)
+        print(f"report: {folder / 'report.html'}, {folder / 'report.md'}")
     return 0
 
 

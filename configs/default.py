@@ -120,7 +120,8 @@ def get_config() -> ml_collections.ConfigDict:
     model.compute_dtype = "float32"
 
     config.loss = loss = ml_collections.ConfigDict()
-    # Emotion task: "softmax" (one class), "sigmoid" (several), "regression" (a number).
+    # Emotion task: "softmax" (one class), "sigmoid" (several), "regression" (a number), or "none": no task at all (the
+    # other two are "none" then as well), but pretraining.
     loss.emotion = "softmax"
     # The manifest's label that the emotion head learns.
     loss.emotion_label = "emotion"
@@ -148,6 +149,27 @@ def get_config() -> ml_collections.ConfigDict:
     loss.logq_correction = True
     # Whether other records' positives that are this record's own positive are left out as negatives (bool).
     loss.remove_accidental_hits = True
+
+    # Objectives that need no label, beside the tasks or, with loss.emotion = "none", alone (configs/pretrain.py).
+    # docs/pretraining.md tells what they compute. For the architecture "mmei" with two modalities or three.
+    config.pretraining = pretraining = ml_collections.ConfigDict()
+    # Weight of the contrastive alignment of every two modalities (InfoNCE both ways); 0 is off. Negatives are the other
+    # records of the batch, over all devices; with train.gradient_accumulation_steps those of the micro-batch alone.
+    pretraining.contrastive_weight = 0.0
+    # Records whose scores with all others are in memory at once; the loss does not depend on it.
+    pretraining.contrastive_chunk_size = 1024
+    # Features of the projections that are compared.
+    pretraining.projection_dim = 128
+    # Divides the compared scores at the start, between 0.01 and 1; learned from there, within these bounds.
+    pretraining.initial_temperature = 0.07
+    # Weight of masked prediction: of every record one modality is masked, whose features are predicted from the states
+    # after fusion (mean squared error of standardised features); 0 is off. Needs data.standardize for features.
+    pretraining.masked_weight = 0.0
+    # Share of that modality's tokens that are masked. 1: all, so that the prediction reads the other modalities alone.
+    # Below 1 its own other tokens are read too.
+    pretraining.mask_rate = 1.0
+    # Tokens that are masked together (1: each by itself); for a mask_rate below 1.
+    pretraining.mask_span = 1
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     # Peak rate of AdamW.
@@ -186,7 +208,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.patience_evaluations = 0
     # Whether the ids of every update's records are written to record_ids.jsonl (bool).
     train.write_record_ids = False
-    # Folder of a run whose best parameters training begins with; "" begins with random ones.
+    # Folder of a run whose best parameters training begins with; "" begins with random ones. Of a run of pretraining
+    # alone everything is taken but heads, user side, content tower and the weights of Eq. 3, which it did not train.
     train.initial_workdir = ""
     # Regular expression: parameters whose "a/b/c" names it finds are taken from there, the others are random. The user
     # side alone: "^(?!content_tower/)". With optimizer.rate_multipliers = (("^(?!content_tower/)", 0.0),) the content

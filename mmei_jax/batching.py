@@ -36,7 +36,7 @@ class BatchReader:
         self._max_tokens = {
             name: getattr(config.data.max_tokens, name)[-1] for name in MODALITIES if name in config.data.modalities
         }
-        self._emotion_label = config.loss.emotion_label
+        self._emotion_label = config.loss.emotion_label if config.loss.emotion != "none" else None
         self._has_intent = config.loss.intent != "none"
         self._ranking: RankingReader | None = None
         if config.loss.ranking != "none":
@@ -72,7 +72,7 @@ class BatchReader:
             text=sequences.get("text"),
             is_record=is_record,
             record_index=record_index,
-            emotion=self._label(self._emotion_label, records, is_record),
+            emotion=None if self._emotion_label is None else self._label(self._emotion_label, records, is_record),
             intent=self._label("intent", records, is_record) if self._has_intent else None,
             ranking=None if self._ranking is None else self._ranking.read(indices),
             user=self._users.read(records, is_record),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mmei_jax.config_values import build, require
+from mmei_jax.pretraining_config import PretrainingConfig, check_pretraining
 from mmei_jax.types import MODALITIES
 
 
@@ -111,7 +112,7 @@ class ModelConfig:
 class LossConfig:
     """Which tasks are learned, and how their losses are weighed (Eq. 6)."""
 
-    emotion: Literal["softmax", "sigmoid", "regression"]
+    emotion: Literal["softmax", "sigmoid", "regression", "none"]
     emotion_label: str
     emotion_class_weights: tuple[tuple[str, float], ...]
     focal_gamma: float
@@ -176,6 +177,7 @@ class Config:
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
+    pretraining: PretrainingConfig
     optimizer: OptimizerConfig
     train: TrainConfig
     mesh: MeshConfig
@@ -215,6 +217,7 @@ def _check(config: Config) -> None:
     _check_user(config)
     _check_optimizer(config.optimizer)
     _check_train(config)
+    check_pretraining(config)
 
 
 def _check_data(data: DataConfig) -> None:

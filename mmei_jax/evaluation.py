@@ -25,18 +25,14 @@ from mmei_jax.losses import RecordLosses, class_weights_by_name, task_losses, to
 from mmei_jax.metrics import Means, batch_metrics, compute_all, merge_all
 from mmei_jax.models.baselines import Model
 from mmei_jax.origin import check_origin, manifest_fingerprint
-from mmei_jax.predictions import write_predictions
-from mmei_jax.record_metrics import (
-    modality_presence,
-    record_binary_cross_entropy,
-    record_cross_entropy,
-    record_ranking_values,
-)
+from mmei_jax.predictions import choices, cross_entropies, probabilities, write_predictions
+from mmei_jax.pretraining_losses import objective_losses, objective_weights
+from mmei_jax.record_metrics import modality_presence, record_ranking_values
 from mmei_jax.records import Catalogue, Dataset
 from mmei_jax.reports.tables import comparison_table
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, place_activations, replicated, spread_over
 from mmei_jax.state import Variables, build_model, placed_variable_shapes
-from mmei_jax.types import MODALITIES, Batch, InputError, Items, Label, Outputs, Predictions
+from mmei_jax.types import MODALITIES, Batch, InputError, Items, Outputs, Predictions
 from mmei_jax.workdir import read_config, write_json
 
 NUM_TOP_ITEMS = 10
@@ -183,6 +179,7 @@ class Evaluator:
             emotion_names=self._emotion_names(),
         )
         losses = task_losses(outputs, batch, self._config.loss, self._class_weights)
+        losses |= objective_losses(outputs.pretraining, batch, self._config.pretraining)
         sums = {
             f"loss/{task}": Means(totals={task: records.total()}, count=records.count())
             for task, records in losses.items()
@@ -205,12 +202,12 @@ class Evaluator:
             every_score = jnp.matmul(outputs.user_embedding, catalogue_embedding.T, precision=jax.lax.Precision.HIGHEST)
             scores, items = jax.lax.top_k(every_score, min(NUM_TOP_ITEMS, every_score.shape[-1]))
         return Predictions(
-            emotion=_probabilities(emotion, loss.emotion),
-            emotion_choice=_choice(emotion, loss.emotion),
-            emotion_cross_entropy=_cross_entropy(emotion, batch.emotion, loss.emotion),
+            emotion=probabilities(emotion, loss.emotion),
+            emotion_choice=choices(emotion, loss.emotion),
+            emotion_cross_entropy=cross_entropies(emotion, batch.emotion, loss.emotion),
             intent=None if intent is None else jax.nn.softmax(intent),
-            intent_choice=None if intent is None else _choice(intent, "softmax"),
-            intent_cross_entropy=None if intent is None else _cross_entropy(intent, batch.intent, "softmax"),
+            intent_choice=None if intent is None else choices(intent, "softmax"),
+            intent_cross_entropy=None if intent is None else cross_entropies(intent, batch.intent, "softmax"),
             modality_weights=outputs.modality_weights,
             has_modality=jnp.stack([present.get(name, absent) for name in MODALITIES], axis=-1),
             ranking=ranking,
@@ -226,19 +223,20 @@ class Evaluator:
         return cast(Array, outputs.user_embedding), batch.record_index
 
     def _emotion_names(self) -> tuple[str, ...]:
-        return self._dataset.spec.labels[self._config.loss.emotion_label].class_names
+        loss = self._config.loss
+        return () if loss.emotion == "none" else self._dataset.spec.labels[loss.emotion_label].class_names
 
     def _total_loss(self, figures: dict[str, float], task_log_variances: Array | None) -> float:
-        """Eq. 6 from the tasks' means over the whole split."""
+        """Eq. 6, with the objectives, from the means over the whole split."""
         one = jnp.ones((1,), jnp.float32)
-        losses = {}
-        for task in self._model.tasks.names():
+        losses, objectives = {}, objective_weights(self._config.pretraining)
+        for task in (*self._model.tasks.names(), *objectives):
             mean = figures[f"loss/{task}"]
             # Without any label of a task its mean is undefined; it adds nothing, as in training.
             is_counted = one * (not math.isnan(mean))
             value = jnp.asarray([0.0 if math.isnan(mean) else mean], jnp.float32)
             losses[task] = RecordLosses(value, is_counted.astype(bool), is_counted)
-        loss, _ = total_loss(losses, self._config.loss, task_log_variances)
+        loss, _ = total_loss(losses, self._config.loss, task_log_variances, objective_weights=objectives)
         return float(loss)
 
 
@@ -271,6 +269,11 @@ def emotion_class_weights(config: LossConfig, dataset: Dataset) -> Float[Array, 
     return class_weights_by_name(config.emotion_class_weights, dataset.spec.labels[config.emotion_label].class_names)
 
 
+def is_pretraining(config: Config) -> bool:
+    """Whether a run has no task, but objectives without labels alone: there is nothing to predict with."""
+    return config.loss.emotion == "none"
+
+
 @dataclass(frozen=True)
 class BestRun:
     """A run's best checkpoint, with what it takes to use it.
@@ -291,17 +294,24 @@ class BestRun:
     step: int
 
 
-def open_best_run(workdir: Path, data_path: str | None = None) -> BestRun:
+def open_best_run(workdir: Path, data_path: str | None = None, *, needs_task: bool = True) -> BestRun:
     """Restores a run's best checkpoint, on any number of devices.
 
     Args:
         workdir: of the run.
         data_path: folder of the data set, where it moved since training; else that of the configuration.
+        needs_task: whether a run of pretraining alone is refused, which has nothing to predict with.
 
     Raises:
-        InputError: the run or its data cannot be read, or the data are others than it was trained on.
+        InputError: the run or its data cannot be read, or the data are others than it was trained on; or see
+            ``needs_task``.
     """
     config = read_config(workdir, data_path)
+    if needs_task and is_pretraining(config):
+        raise InputError(
+            f"{workdir}: a run of pretraining, without any task: expected a run that was trained on labels, such as "
+            f"one that began with it (--config.train.initial_workdir={workdir})"
+        )
     dataset = open_dataset(config)
     input_pipeline.check(dataset, config)
     mesh = make_evaluation_mesh()
@@ -319,7 +329,8 @@ def open_best_run(workdir: Path, data_path: str | None = None) -> BestRun:
 def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) -> str:
     """Evaluates the best checkpoint of a run on one of its splits, on any number of devices.
 
-    Writes ``eval/<split>.json`` (metrics, reference figures, versions) and ``eval/<split>_predictions.parquet``.
+    Writes ``eval/<split>.json`` (metrics, reference figures, versions) and, unless the run is one of pretraining alone,
+    ``eval/<split>_predictions.parquet``.
 
     Args:
         workdir: of the run.
@@ -332,7 +343,7 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     Raises:
         InputError: the run or its data cannot be read.
     """
-    run = open_best_run(workdir, data_path)
+    run = open_best_run(workdir, data_path, needs_task=False)
     config, dataset = run.config, run.dataset
     names = {
         "train": config.data.train_splits,
@@ -345,8 +356,10 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
     joined = dataset.split(*names)
     folder = workdir / "eval"
     folder.mkdir(exist_ok=True)
-    predictions_path = folder / f"{split}_predictions.parquet"
-    write_predictions(predictions_path, evaluator.predict(run.variables, names), joined, config, dataset)
+    written = [folder / f"{split}.json"]
+    if not is_pretraining(config):
+        written.append(folder / f"{split}_predictions.parquet")
+        write_predictions(written[-1], evaluator.predict(run.variables, names), joined, config, dataset)
     summary = {
         "split": split,
         "manifest_splits": list(names),
@@ -360,13 +373,17 @@ def evaluate_workdir(workdir: Path, split: str, data_path: str | None = None) ->
         "reference": reference,
         "versions": versions(),
     }
-    write_json(folder / f"{split}.json", summary)
+    write_json(written[0], summary)
     table = comparison_table(figures, reference)
     title = (
         f"{dataset.spec.name}, split {'+'.join(names)}: {joined.num_records:,} records, checkpoint of step {run.step}"
     )
     lines = [title, *input_pipeline.truncation_lines(joined, config), "", table, ""]
-    return "\n".join([*lines, f"written: {folder / f'{split}.json'}, {predictions_path}"])
+    if is_pretraining(config):
+        lines += [
+            f"no task to report on; training on labels begins with it by --config.train.initial_workdir={workdir}"
+        ]
+    return "\n".join([*lines, f"written: {', '.join(map(str, written))}"])
 
 
 def _fetch_late(results: Iterator[Any]) -> Iterator[Any]:
@@ -378,22 +395,3 @@ def _fetch_late(results: Iterator[Any]) -> Iterator[Any]:
             yield jax.device_get(in_flight.popleft())
     for result in in_flight:
         yield jax.device_get(result)
-
-
-def _probabilities(emotion: Array, kind: str) -> Array:
-    if kind == "softmax":
-        return jax.nn.softmax(emotion)
-    return jax.nn.sigmoid(emotion) if kind == "sigmoid" else emotion
-
-
-def _choice(logits: Array, kind: str) -> Array | None:
-    """What the metrics judge: the class of the largest logit, or the classes of positive logits."""
-    if kind == "softmax":
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return logits > 0.0 if kind == "sigmoid" else None
-
-
-def _cross_entropy(logits: Array, label: Label | None, kind: str) -> Array | None:
-    if kind == "regression" or label is None:
-        return None
-    return record_cross_entropy(logits, label) if kind == "softmax" else record_binary_cross_entropy(logits, label)

@@ -258,7 +258,8 @@ def check(dataset: Dataset, config: Config) -> None:
             )
     train = dataset.split(*config.data.train_splits)
     num_steps(train.num_records, config.data.batch_size, config.train.num_epochs)
-    _check_label(train, "emotion_label", config.loss.emotion_label, _LABEL_KINDS[config.loss.emotion])
+    if config.loss.emotion != "none":
+        _check_label(train, "emotion_label", config.loss.emotion_label, _LABEL_KINDS[config.loss.emotion])
     if config.loss.intent != "none":
         _check_label(train, "intent", "intent", _LABEL_KINDS[config.loss.intent])
     _check_validation_labels(dataset, config)
@@ -337,7 +338,8 @@ def _check_label(train: Split, key: str, name: str, kind: str) -> None:
 def _check_validation_labels(dataset: Dataset, config: Config) -> None:
     """Refuses a best metric that would be undefined, after the first epochs, for want of labels."""
     metric, validation = config.train.best_metric, dataset.split(*config.data.validation_splits)
-    labels = {"emotion": config.loss.emotion_label} | ({"intent": "intent"} if config.loss.intent != "none" else {})
+    labels = {"emotion": config.loss.emotion_label} if config.loss.emotion != "none" else {}
+    labels |= {"intent": "intent"} if config.loss.intent != "none" else {}
     needs_all = metric in ("validation/mean_accuracy", "validation/loss") or metric.startswith("validation/joint/")
     for task, name in labels.items():
         if (needs_all or task in metric.split("/")) and not _has_label(validation, name):

@@ -85,7 +85,9 @@ def task_losses(
         {'emotion': (1.3863, 2), 'intent': (1.0986, 1)}
     """
     shifts = {task: config.logit_adjustment * prior for task, prior in (log_priors or {}).items()}
-    losses = {"emotion": _emotion_losses(outputs, batch, config, class_weights, shifts.get("emotion"))}
+    losses = {}
+    if config.emotion != "none":
+        losses["emotion"] = _emotion_losses(outputs, batch, config, class_weights, shifts.get("emotion"))
     if config.intent != "none":
         intent, label = _require(outputs.intent, "outputs.intent"), _require(batch.intent, "batch.intent")
         intent_losses = partial(
@@ -137,12 +139,14 @@ def task_counts(
         >>> float(task_counts(batch, config, weights)["emotion"])
         2.5
     """
-    emotion = _require(batch.emotion, "batch.emotion")
-    weights = emotion.is_labelled.astype(jnp.float32)
-    if config.emotion == "softmax" and class_weights is not None:
-        class_id = jnp.clip(jnp.where(emotion.is_labelled, emotion.value, 0), 0, class_weights.shape[0] - 1)
-        weights = weights * class_weights.astype(jnp.float32)[class_id]
-    counts = {"emotion": jnp.sum(weights)}
+    counts = {}
+    if config.emotion != "none":
+        emotion = _require(batch.emotion, "batch.emotion")
+        weights = emotion.is_labelled.astype(jnp.float32)
+        if config.emotion == "softmax" and class_weights is not None:
+            class_id = jnp.clip(jnp.where(emotion.is_labelled, emotion.value, 0), 0, class_weights.shape[0] - 1)
+            weights = weights * class_weights.astype(jnp.float32)[class_id]
+        counts["emotion"] = jnp.sum(weights)
     if config.intent != "none":
         counts["intent"] = jnp.sum(_require(batch.intent, "batch.intent").is_labelled, dtype=jnp.float32)
     if config.ranking != "none":
@@ -160,6 +164,7 @@ def total_loss(
     task_log_variances: Float[Array, "tasks"] | None = None,
     *,
     counts: Mapping[str, Float[Array, ""]] | None = None,
+    objective_weights: Mapping[str, float] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Eq. 6: ``lambda_1 (CE_emotion + CE_intent) + lambda_2 L_rec``, each a masked mean over its records.
 
@@ -174,6 +179,7 @@ def total_loss(
         task_log_variances: ``[tasks]`` float32 in the order of ``losses``; None unless weights are learned.
         counts: by task, the denominators to use in place of the batch's own counts. With the whole batch's counts
             (:func:`task_counts`), losses and gradients of its micro-batches *add up* to the whole batch's.
+        objective_weights: by name, the weights of objectives beyond Eq. 6 among the losses.
 
     Returns:
         The loss, float32, and float32 scalars to log: "loss", and "loss/<task>" for each task's mean.
@@ -200,6 +206,7 @@ def total_loss(
         "emotion": config.recognition_weight,
         "intent": config.recognition_weight,
         "ranking": config.ranking_weight,
+        **(objective_weights or {}),
     }
     loss = jnp.zeros((), jnp.float32)
     scalars: dict[str, Array] = {}

@@ -98,7 +98,8 @@ def batch_metrics(
         >>> figures["emotion/accuracy"], figures["mean_accuracy"], figures["alpha/text"]
         (0.5, 0.5, 1.0)
     """
-    found: dict[str, Metric] = modality_weight_metrics(outputs, batch)
+    has_task = config.emotion != "none"
+    found: dict[str, Metric] = modality_weight_metrics(outputs, batch) if has_task else {}
     emotion, intent = outputs.emotion, outputs.intent if config.intent != "none" else None
     if emotion is not None and batch.emotion is not None:
         if config.emotion == "softmax":

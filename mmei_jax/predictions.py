@@ -5,14 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Array
 
 from mmei_jax.config import Config
 from mmei_jax.ranking_metrics import RECORD_NAMES
+from mmei_jax.record_metrics import record_binary_cross_entropy, record_cross_entropy
 from mmei_jax.records import Dataset, Split
-from mmei_jax.types import MODALITIES, Predictions
+from mmei_jax.types import MODALITIES, Label, Predictions
 
 
 def write_predictions(
@@ -100,3 +104,40 @@ def _columns(part: Predictions, split: Split, user_ids: Any, config: Config) -> 
     if part.top_items is not None and part.top_scores is not None:
         columns |= {"top_item_index": column(kept(part.top_items)), "top_item_score": column(kept(part.top_scores))}
     return columns
+
+
+def probabilities(emotion: Array, kind: str) -> Array:
+    """Of the emotion task's logits; the values themselves of a regression.
+
+    Args:
+        emotion: ``[batch, emotions]`` logits, or ``[batch]`` values.
+        kind: "softmax", "sigmoid" or "regression".
+    """
+    if kind == "softmax":
+        return jax.nn.softmax(emotion)
+    return jax.nn.sigmoid(emotion) if kind == "sigmoid" else emotion
+
+
+def choices(logits: Array, kind: str) -> Array | None:
+    """What the metrics judge: the class of the largest logit, or the classes of positive logits; None in a regression.
+
+    Args:
+        logits: ``[batch, classes]``, or ``[batch]`` values.
+        kind: "softmax", "sigmoid" or "regression".
+    """
+    if kind == "softmax":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return logits > 0.0 if kind == "sigmoid" else None
+
+
+def cross_entropies(logits: Array, label: Label | None, kind: str) -> Array | None:
+    """``[batch]`` nats, arbitrary where not labelled; None in a regression and without labels.
+
+    Args:
+        logits: ``[batch, classes]``.
+        label: of the batch.
+        kind: "softmax", "sigmoid" or "regression".
+    """
+    if kind == "regression" or label is None:
+        return None
+    return record_cross_entropy(logits, label) if kind == "softmax" else record_binary_cross_entropy(logits, label)

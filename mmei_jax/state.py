@@ -17,7 +17,9 @@ from mmei_jax.config import Config, MeshConfig, ModelConfig
 from mmei_jax.item_words import frozen_word_dim, trained_encoder, trained_encoder_parameters
 from mmei_jax.models.baselines import ARCHITECTURES, Model
 from mmei_jax.models.mmei import ModalityInput, Tasks
+from mmei_jax.models.pretraining import PretrainingMmei
 from mmei_jax.optimizer import matching_patterns, parameter_names
+from mmei_jax.pretraining_losses import objective_weights
 from mmei_jax.raw_inputs import encoder_parameters, raw_encoding
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import parameter_shardings, replicated
@@ -66,7 +68,9 @@ def tasks_of(config: Config, dataset: Dataset) -> Tasks:
         audio=inputs.get("audio"),
         text=inputs.get("text"),
         emotion=config.loss.emotion,
-        num_emotions=max(1, len(spec.labels[config.loss.emotion_label].class_names)),
+        num_emotions=1
+        if config.loss.emotion == "none"
+        else max(1, len(spec.labels[config.loss.emotion_label].class_names)),
         num_intents=len(spec.labels["intent"].class_names) if config.loss.intent != "none" else None,
         has_ranking=catalogue is not None,
         item_dim=catalogue["dim"] if catalogue is not None and model.content_features else 0,
@@ -80,7 +84,9 @@ def tasks_of(config: Config, dataset: Dataset) -> Tasks:
 
 
 def build_model_for(config: Config, tasks: Tasks) -> Model:
-    """The model of the configured architecture for these tasks."""
+    """The model of the configured architecture for these tasks, and for the objectives that are on."""
+    if objective_weights(config.pretraining):
+        return PretrainingMmei(config=config.model, tasks=tasks, objectives=config.pretraining)
     return ARCHITECTURES[config.model.architecture](config=config.model, tasks=tasks)
 
 

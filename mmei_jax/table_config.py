@@ -128,6 +128,9 @@ def _parse_row(base: dict[str, Any], changes: Any, name: str) -> Config:
         config = parse(_merge(base, changes, f"table.rows.{name}"))
         given = config.train.initial_workdir
         require(not given, "train.initial_workdir", given, "'' in a table: every row trains from its seeds")
+        for key in ("contrastive_weight", "masked_weight"):
+            weight = getattr(config.pretraining, key)
+            require(weight == 0.0, f"pretraining.{key}", weight, "0 in a table: its rows are compared on their tasks")
     except InputError as error:
         raise InputError(f"row {name!r}: {error}") from None
     return config

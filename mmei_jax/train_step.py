@@ -14,6 +14,7 @@ from mmei_jax.config import Config
 from mmei_jax.losses import RecordLosses, task_counts, task_losses, total_loss
 from mmei_jax.models.baselines import Model
 from mmei_jax.optimizer import trained_mask
+from mmei_jax.pretraining_losses import objective_counts, objective_losses, objective_weights
 from mmei_jax.sharding import place_activations
 from mmei_jax.state import variable_shapes
 from mmei_jax.types import Batch, Outputs, StepReport, TrainState
@@ -34,7 +35,7 @@ def make_train_step(
 
     Dropout keys derive from (seed, step, micro-batch): the state carries no generator. With gradient accumulation each
     task is divided by its count in the *whole* batch, so the accumulated gradient is that of the whole batch; only the
-    in-batch negatives of the ranking loss come from the micro-batch alone.
+    in-batch negatives of the ranking loss and of the contrastive objective come from the micro-batch alone.
 
     Args:
         model: what is trained.
@@ -70,7 +71,14 @@ def make_train_step(
         )
         outputs = cast(Outputs, answer)
         losses = task_losses(outputs, batch, config.loss, class_weights, log_priors=priors)
-        loss, _ = total_loss(losses, config.loss, outputs.task_log_variances, counts=counts)
+        losses |= objective_losses(outputs.pretraining, batch, config.pretraining)
+        loss, _ = total_loss(
+            losses,
+            config.loss,
+            outputs.task_log_variances,
+            counts=counts,
+            objective_weights=objective_weights(config.pretraining),
+        )
         weights = jnp.sum(outputs.modality_weights * batch.is_record[:, None], axis=0)
         return loss, (losses, weights)
 
@@ -78,7 +86,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        counts = task_counts(batch, config.loss, class_weights)
+        counts = task_counts(batch, config.loss, class_weights) | objective_counts(batch, config.pretraining)
 
         def one(micro_batch: Batch, index: Array | int) -> tuple[Any, Any]:
             micro_key = jax.random.fold_in(key, index)

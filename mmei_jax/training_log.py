@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from mmei_jax.metric_writer import MetricWriter, keep_lines_through
+from mmei_jax.pretraining_losses import CONTRASTIVE, MASKED_PREDICTION
 from mmei_jax.types import MODALITIES, InputError, StepReport
 
 _MAX_IDS_NAMED = 10
@@ -113,7 +114,7 @@ class TrainingLog:
     def write_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Writes and prints the metrics of an evaluation."""
         self._write(step, metrics)
-        endings = ("accuracy", "/map", "/loss", "/mae")
+        endings = ("accuracy", "/map", "/loss", "/mae", f"loss/{CONTRASTIVE}", f"loss/{MASKED_PREDICTION}")
         shown = {name: value for name, value in metrics.items() if name.endswith(endings) and math.isfinite(value)}
         print("  " + "  ".join(f"{name} {value:.4f}" for name, value in shown.items()), flush=True)
 

@@ -181,6 +181,40 @@ class Batch:
 
 
 @struct.dataclass
+class MaskedTokens:
+    """What a model says about the tokens of one modality that it was not shown.
+
+    Attributes:
+        predicted: ``[rows, tokens, dim]`` float32 features; arbitrary where not masked.
+        target: ``[rows, tokens, dim]`` float32, the same features as they are, of about unit variance.
+        segment_ids: ``[rows, tokens]`` int32, the record of a masked token as in :class:`TokenSequence`; 0 for every
+            other token.
+    """
+
+    predicted: Float[Array, "rows tokens dim"]
+    target: Float[Array, "rows tokens dim"]
+    segment_ids: Int[Array, "rows tokens"]
+
+
+@struct.dataclass
+class PretrainingOutputs:
+    """What a model says for objectives without labels; dicts are keyed by the modalities that the model reads.
+
+    Attributes:
+        projections: ``[batch, projection]`` float32 of each modality alone, of unit length; 0 where absent. Empty
+            without the contrastive objective.
+        is_present: ``[batch]`` bool of each modality, False for filler.
+        scale: factor on inner products of projections, 1 over the temperature; None without the contrastive objective.
+        masked: of each modality. Empty without masked prediction.
+    """
+
+    projections: dict[str, Float[Array, "batch projection"]]
+    is_present: dict[str, Bool[Array, "batch"]]
+    scale: Float[Array, ""] | None
+    masked: dict[str, MaskedTokens]
+
+
+@struct.dataclass
 class Outputs:
     """What the model says about a batch.
 
@@ -201,6 +235,7 @@ class Outputs:
         emotion_branches, intent_branches: ``[batch, modalities, ...]`` float32, what each modality's own model says,
             as ``emotion`` and ``intent``; arbitrary for an absent modality. None but for late fusion, whose branches
             are trained, not their average.
+        pretraining: for objectives without labels; None where none is on.
     """
 
     emotion: Array | None
@@ -216,6 +251,7 @@ class Outputs:
     task_log_variances: Float[Array, "tasks"] | None
     emotion_branches: Array | None = None
     intent_branches: Float[Array, "batch modalities intents"] | None = None
+    pretraining: PretrainingOutputs | None = None
 
 
 @struct.dataclass
@@ -245,7 +281,7 @@ class StepReport:
     """What one update tells the host, which fetches it late.
 
     Attributes:
-        loss: the loss of Eq. 6.
+        loss: the loss of Eq. 6, with the objectives that need no label.
         task_totals, task_counts: by task, the sum of the record losses and what to divide it by.
         gradient_norm: global norm of the trained parameters' gradients, before clipping.
         modality_weights: ``[modalities]`` mean of alpha over the batch's records.

@@ -8,9 +8,15 @@ import jax
 
 from mmei_jax.config import TrainConfig
 from mmei_jax.config_values import compiled_pattern
-from mmei_jax.evaluation import open_best_run
+from mmei_jax.evaluation import is_pretraining, open_best_run
 from mmei_jax.optimizer import parameter_names
 from mmei_jax.types import InputError, TrainState
+
+# Names of what pretraining without tasks leaves random, or lacks: heads, user side, content tower, and the weights of
+# Eq. 3, which only the heads train.
+LEFT_BY_PRETRAINING = (
+    r"(emotion_head|intent_head|user_projection|user_side|content_tower|weighting|task_log_variances)(/|$)"
+)
 
 
 def with_initial_parameters(state: TrainState, config: TrainConfig) -> tuple[TrainState, int]:
@@ -20,7 +26,8 @@ def with_initial_parameters(state: TrainState, config: TrainConfig) -> tuple[Tra
 
     Args:
         state: fresh, on its mesh; its optimizer's state does not depend on values.
-        config: ``initial_workdir``, and ``initial_parameters``: what the names of the parameters that are taken match.
+        config: ``initial_workdir``, and ``initial_parameters``: what the names of the parameters that are taken match;
+            where it is empty and the run is one of pretraining alone, all but :data:`LEFT_BY_PRETRAINING` are taken.
 
     Returns:
         The state, and how many parameter arrays were taken; the same state and 0 where no run is named.
@@ -31,8 +38,11 @@ def with_initial_parameters(state: TrainState, config: TrainConfig) -> tuple[Tra
     """
     if not config.initial_workdir:
         return state, 0
-    run = open_best_run(Path(config.initial_workdir))
-    pattern = compiled_pattern(config.initial_parameters, "train.initial_parameters")
+    run = open_best_run(Path(config.initial_workdir), needs_task=False)
+    chosen = config.initial_parameters
+    if not chosen and is_pretraining(run.config):
+        chosen = f"^(?!{LEFT_BY_PRETRAINING})"
+    pattern = compiled_pattern(chosen, "train.initial_parameters")
     theirs = _by_name(run.variables["params"])
     names = parameter_names(state.parameters)
     taken = [name for name in jax.tree.leaves(names) if pattern.search(name)]

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "mmei_jax"
 
 # Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("types", "config", "config_values", "command", "fingerprints"), ("activations",)),
+    (("types", "config", "config_values", "pretraining_config", "command", "fingerprints"), ("activations",)),
     (
         ("bin_packing",),
         ("compilation_cache",),
@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("host_memory",),
         ("environment",),
         ("encoders.transformer",),
-        ("losses", "record_losses", "ranking_losses", "recognition_losses"),
+        ("losses", "pretraining_losses", "record_losses", "ranking_losses", "recognition_losses"),
         ("metrics", "mergeable", "ranking_metrics", "recognition_metrics", "record_metrics", "robustness_metrics"),
         ("records", "record_schema", "record_files", "record_gathering", "record_arrow", "record_writer"),
         ("metric_writer",),
@@ -131,7 +131,14 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ),
     ),
     (
-        ("models.mmei", "models.baselines", "models.content_tower", "models.raw_encoders", "models.user_side"),
+        (
+            "models.mmei",
+            "models.baselines",
+            "models.content_tower",
+            "models.pretraining",
+            "models.raw_encoders",
+            "models.user_side",
+        ),
         (
             "feedback.loop_config",
             "feedback.logged_visits",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from mmei_jax import config as config_module
+from mmei_jax import pretraining_config
 from mmei_jax.config import MaxTokens
 from mmei_jax.item_words import read_words
 from mmei_jax.optimizer import make_schedule
@@ -18,11 +19,13 @@ from tests import random_encoders, tiny
 
 GROUPS = [value for value in vars(config_module).values() if dataclasses.is_dataclass(value)]
 # Converting a configuration, comparing and hashing it read every key without using any.
-NOT_A_USE = (config_module.__file__, dataclasses.__file__, "<string>")
+NOT_A_USE = (config_module.__file__, pretraining_config.__file__, dataclasses.__file__, "<string>")
 
 
 def test_every_key_is_read_outside_the_configuration_itself(data, tmp_path, monkeypatch):
-    config = tiny.config(data, train__num_epochs=1)
+    objectives = {"contrastive_weight": 1.0, "masked_weight": 1.0, "mask_rate": 0.5}
+    changes = {f"pretraining__{key}": value for key, value in objectives.items()}
+    config = tiny.config(data, train__num_epochs=1, data__standardize=True, **changes)
     read = set()
 
     def watch(group):

@@ -52,6 +52,7 @@ def changed(**changes):
     return config
 
 
+CONTRASTIVE = {"pretraining__contrastive_weight": 1.0}
 REFUSED = [
     ({"model__nope": 1}, r"config\.model\.nope: unknown key"),
     ({"model__dim": "64"}, r"config\.model\.dim = '64': expected int, got str"),
@@ -100,6 +101,43 @@ REFUSED = [
     ({"mesh__fsdp": 0}, r"config\.mesh\.fsdp = 0: expected a number of devices"),
     ({"mesh__tensor": -1}, r"config\.mesh\.tensor = -1: expected a number of devices"),
     ({"seed": -1}, r"config\.seed = -1: expected an integer in \[0, 2\*\*32\)"),
+    ({"pretraining__masked_weight": -1.0}, r"config\.pretraining\.masked_weight = -1\.0: expected at least 0"),
+    (
+        {"pretraining__contrastive_chunk_size": 0},
+        r"config\.pretraining\.contrastive_chunk_size = 0: expected at least 1",
+    ),
+    (
+        {"pretraining__initial_temperature": 1.0},
+        r"initial_temperature = 1\.0: expected a temperature between 0\.01 and 1",
+    ),
+    ({"pretraining__mask_rate": 0.0}, r"config\.pretraining\.mask_rate = 0\.0: expected a share above 0, at most 1"),
+    ({"pretraining__mask_span": 2}, r"config\.pretraining\.mask_span = 2: expected 1 when pretraining\.mask_rate is 1"),
+    ({"loss__emotion": "none"}, r"config\.loss\.emotion = 'none': expected a task, or an objective"),
+    (
+        {"loss__emotion": "none", **CONTRASTIVE},
+        r"config\.loss\.intent = 'softmax': expected 'none' when loss\.emotion is",
+    ),
+    (
+        {"loss__emotion": "none", "loss__intent": "none", **CONTRASTIVE},
+        r"config\.loss\.ranking = 'in_batch_softmax': expected 'none' when loss\.emotion is",
+    ),
+    (
+        {"model__architecture": "late_fusion", **CONTRASTIVE},
+        r"config\.model\.architecture = 'late_fusion': expected 'mmei' with an objective of pretraining",
+    ),
+    ({"data__modalities": ("text",), **CONTRASTIVE}, r"config\.data\.modalities = \('text',\): expected two or all of"),
+    (
+        {"loss__task_weighting": "uncertainty", **CONTRASTIVE},
+        r"config\.loss\.task_weighting = 'uncertainty': expected 'fixed'",
+    ),
+    (
+        {"pretraining__masked_weight": 1.0},
+        r"config\.data\.standardize = False: expected True with pretraining\.masked_weight",
+    ),
+    (
+        {"pretraining__masked_weight": 1.0, "data__standardize": True, "model__cross_attention": False},
+        r"config\.model\.cross_attention = False: expected True with pretraining\.masked_weight",
+    ),
 ]
 
 

@@ -87,6 +87,16 @@ def test_quick_learning_curve(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_quick_pretraining_study(tmp_path):
+    summary, progress = _run("pretraining_study", f"--workdir={tmp_path}")
+    assert "seed 1 done" in progress
+    names = [case["case"] for case in summary["cases"]]
+    assert "linear probe, emotion accuracy, simulated" in names
+    assert "10 % of labels, intent macro_f1, simulated" in names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("study", [mosi.STUDY, ravdess.STUDY], ids=["mosi", "ravdess"])
 def test_quick_fold_study_of_made_up_features(study, tmp_path):
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in study.import_flags)

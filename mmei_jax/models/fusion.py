@@ -86,10 +86,17 @@ def standardized(module: nn.Module, sequence: TokenSequence) -> Float[Array, "ro
         sequence: features ``[rows, tokens, dim]`` of any type; what padding holds, NaN included, has no effect.
     """
     size = (sequence.features.shape[-1],)
-    mean = module.variable("statistics", "mean", jnp.zeros, size).value[None, None]
-    scale = module.variable("statistics", "scale", jnp.ones, size).value[None, None]
+    mean = module.variable("statistics", "mean", jnp.zeros, size).value
+    scale = module.variable("statistics", "scale", jnp.ones, size).value
+    return standardize(sequence, mean, scale)
+
+
+def standardize(
+    sequence: TokenSequence, mean: Float[Array, "dim"], scale: Float[Array, "dim"]
+) -> Float[Array, "rows tokens dim"]:
+    """``(features - mean) * scale``, float32; 0 in padding, whatever it holds."""
     is_token = (sequence.segment_ids > 0)[..., None]
-    return jnp.where(is_token, (sequence.features.astype(jnp.float32) - mean) * scale, 0.0)
+    return jnp.where(is_token, (sequence.features.astype(jnp.float32) - mean[None, None]) * scale[None, None], 0.0)
 
 
 class ModalityEmbedding(nn.Module):
@@ -109,8 +116,17 @@ class ModalityEmbedding(nn.Module):
     max_positions: int
 
     @nn.compact
-    def __call__(self, sequence: TokenSequence, *, is_training: bool) -> Float[Array, "rows tokens dim"]:
-        """Maps features ``[rows, tokens, input_dim]`` to float32 ``[rows, tokens, dim]``; finite where padded."""
+    def __call__(
+        self, sequence: TokenSequence, is_masked: Bool[Array, "rows tokens"] | None = None, *, is_training: bool
+    ) -> Float[Array, "rows tokens dim"]:
+        """Maps features ``[rows, tokens, input_dim]`` to float32 ``[rows, tokens, dim]``; finite where padded.
+
+        Args:
+            sequence: features and segment ids.
+            is_masked: tokens of which nothing but modality and position is shown: a learned vector stands for their
+                projection. The vector is there only if this is given; None masks nothing.
+            is_training: whether dropout is on.
+        """
         config = self.config
         features = standardized(self, sequence)
         states = Dense(
@@ -120,6 +136,9 @@ class ModalityEmbedding(nn.Module):
             compute_dtype=config.compute_dtype,
             name="projection",
         )(features)
+        if is_masked is not None:
+            vector = self.param("mask_embedding", with_axes(embedding_init, "embed"), (config.dim,))
+            states = jnp.where(is_masked[..., None], vector[None, None], states)
         if config.modality_embedding:
             type_embedding = self.param("type_embedding", with_axes(embedding_init, "embed"), (config.dim,))
             states = states + type_embedding[None, None]
@@ -132,6 +151,10 @@ class ModalityEmbedding(nn.Module):
             rows = jnp.matmul(one_hot, table, precision=jax.lax.Precision.HIGHEST)
             states = states + jnp.where(positions[..., None] < self.max_positions, rows, jnp.nan)
         return Dropout(config.dropout_rate)(placed_states(states), is_training=is_training)
+
+    def standardized_features(self, sequence: TokenSequence) -> Float[Array, "rows tokens input_dim"]:
+        """What is projected: standardised features, 0 in padding. For a module that has been called."""
+        return standardize(sequence, *(self.get_variable("statistics", name) for name in ("mean", "scale")))
 
 
 class CrossModalLayer(nn.Module):
@@ -196,20 +219,24 @@ class CrossModalTransformer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, states: States, segment_ids: SegmentIds, *, is_training: bool) -> States:
+    def __call__(
+        self, states: States, segment_ids: SegmentIds, *, is_training: bool, reads_others: bool = True
+    ) -> States:
         """Contextual states of every token; a token reads tokens of its own record only.
 
         Args:
             states: per modality ``[rows, tokens, dim]`` float32.
             segment_ids: per modality ``[rows, tokens]`` int32, 0 for padding.
             is_training: whether dropout is on.
+            reads_others: False leaves cross-attention out: every modality as if the record had no other, whose
+                cross-attention gives zero.
 
         Returns:
             Per modality ``[rows, tokens, dim]`` float32; arbitrary but finite where padded.
         """
         self_masks = {name: attendable(ids, ids) for name, ids in segment_ids.items()}
         cross_masks = {}
-        if len(states) > 1 and self.config.cross_attention:
+        if reads_others and len(states) > 1 and self.config.cross_attention:
             for name, ids in segment_ids.items():
                 others = jnp.concatenate(
                     [segment_ids[other] for other in ordered(segment_ids) if other != name], axis=1

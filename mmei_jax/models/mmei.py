@@ -60,8 +60,9 @@ class Tasks:
 
     Attributes:
         vision, audio, text: the modalities that the model reads; None for one that it does not.
-        emotion: "softmax" (one class), "sigmoid" (several) or "regression" (a number).
-        num_emotions: emotion classes; 1 for a regression.
+        emotion: "softmax" (one class), "sigmoid" (several), "regression" (a number), or "none" where the model has no
+            task at all, but objectives (:mod:`mmei_jax.models.pretraining`).
+        num_emotions: emotion classes; 1 for a regression and without the task.
         num_intents: intent classes; None when there is no intent task.
         has_ranking: whether users and items are embedded (Eq. 7).
         item_dim: features of an item that the content tower reads; 0 without ranking, or if it reads words alone.
@@ -76,7 +77,7 @@ class Tasks:
     vision: ModalityInput | None
     audio: ModalityInput | None
     text: ModalityInput | None
-    emotion: Literal["softmax", "sigmoid", "regression"]
+    emotion: Literal["softmax", "sigmoid", "regression", "none"]
     num_emotions: int
     num_intents: int | None
     has_ranking: bool
@@ -95,7 +96,7 @@ class Tasks:
 
     def names(self) -> tuple[str, ...]:
         """The tasks that are on, in the order of :attr:`~mmei_jax.types.Outputs.task_log_variances`."""
-        is_on = {"emotion": True, "intent": self.num_intents is not None, "ranking": self.has_ranking}
+        is_on = {"emotion": self.emotion != "none", "intent": self.num_intents is not None, "ranking": self.has_ranking}
         return tuple(name for name, on in is_on.items() if on)
 
 
@@ -141,7 +142,8 @@ class Mmei(nn.Module):
         config, tasks = self.config, self.tasks
         encodings = {name: spec.encoder for name, spec in tasks.inputs().items()}
         self.encoder = {name: own.make() for name, own in encodings.items() if own is not None}
-        self.emotion_head = TaskHead(config, tasks.num_emotions)
+        if tasks.emotion != "none":
+            self.emotion_head = TaskHead(config, tasks.num_emotions)
         if tasks.num_intents is not None:
             self.intent_head = TaskHead(config, tasks.num_intents)
         if tasks.has_ranking:
@@ -172,7 +174,16 @@ class Mmei(nn.Module):
             ValueError: the batch has a modality that the model was not built for, other feature sizes, more tokens
                 than the position table, or rows that do not divide its records.
         """
-        sequences = self._sequences(batch)
+        return self.answer(batch, self.encode(batch), is_training=is_training)
+
+    def answer(self, batch: Batch, sequences: dict[str, TokenSequence], *, is_training: bool) -> Outputs:
+        """What the model says about a batch whose tokens are encoded: :meth:`__call__` after :meth:`encode`.
+
+        Args:
+            batch: records.
+            sequences: per modality that the model reads.
+            is_training: whether dropout and modality dropout are on.
+        """
         num_records = batch.is_record.shape[0]
         num_segments = num_records // next(iter(sequences.values())).segment_ids.shape[0]
         segment_ids = {name: sequence.segment_ids for name, sequence in sequences.items()}
@@ -181,8 +192,9 @@ class Mmei(nn.Module):
             segment_ids = hide_modalities(self.make_rng("modality_dropout"), segment_ids, num_segments, rate)
         fusion = self.fuse(sequences, segment_ids, num_records, is_training=is_training)
         read = (fusion.fused, fusion.vectors, fusion.is_present)
-        emotion, emotion_state = self.emotion_head(*read, is_training=is_training)
-        intent = intent_state = None
+        emotion = emotion_state = intent = intent_state = None
+        if self.tasks.emotion != "none":
+            emotion, emotion_state = self.emotion_head(*read, is_training=is_training)
         if self.tasks.num_intents is not None:
             intent, intent_state = self.intent_head(*read, is_training=is_training)
         user = positive = slate = None
@@ -191,7 +203,7 @@ class Mmei(nn.Module):
             user = self._embed_users(fusion.fused, emotion_state, intent_state, known)
             positive, slate = embed_targets(self.content_tower, batch, self.tasks)
         return Outputs(
-            emotion=emotion[:, 0] if self.tasks.emotion == "regression" else emotion,
+            emotion=emotion[:, 0] if emotion is not None and self.tasks.emotion == "regression" else emotion,
             intent=intent,
             modality_weights=fusion.weights,
             modality_vectors=fusion.vectors,
@@ -228,11 +240,26 @@ class Mmei(nn.Module):
         return Fusion(stacked, in_order(present), weights, weighted_sum(weights, stacked))
 
     def embed_tokens(
-        self, sequences: dict[str, TokenSequence], segment_ids: SegmentIds, *, is_training: bool
+        self,
+        sequences: dict[str, TokenSequence],
+        segment_ids: SegmentIds,
+        is_masked: dict[str, Bool[Array, "rows _"]] | None = None,
+        *,
+        is_training: bool,
     ) -> States:
-        """Eq. 1 per modality: ``[rows, tokens, dim]`` float32."""
+        """Eq. 1 per modality: ``[rows, tokens, dim]`` float32.
+
+        Args:
+            sequences: per modality that the model reads.
+            segment_ids: of the same modalities.
+            is_masked: of the same modalities, tokens that are not shown; None masks nothing.
+            is_training: whether dropout is on.
+        """
+        masks = is_masked or dict.fromkeys(sequences)
         return {
-            name: self.embed[name](TokenSequence(sequence.features, segment_ids[name]), is_training=is_training)
+            name: self.embed[name](
+                TokenSequence(sequence.features, segment_ids[name]), masks[name], is_training=is_training
+            )
             for name, sequence in sequences.items()
         }
 
@@ -248,8 +275,15 @@ class Mmei(nn.Module):
             present[name] = record_membership(ids, num_segments).any(axis=-1).reshape(num_records)
         return vectors, present
 
-    def _sequences(self, batch: Batch) -> dict[str, TokenSequence]:
-        """The batch's features, encoded and checked; one padding token a row for a modality that the batch lacks."""
+    def encode(self, batch: Batch) -> dict[str, TokenSequence]:
+        """The batch's features, encoded and checked; one padding token a row for a modality that the batch lacks.
+
+        Args:
+            batch: records.
+
+        Raises:
+            ValueError: see :meth:`__call__`.
+        """
         given, inputs = batch.sequences(), self.tasks.inputs()
         unknown = sorted(set(given) - set(inputs))
         if unknown:
@@ -273,7 +307,9 @@ class Mmei(nn.Module):
             sequences[name] = self.encoder[name](given[name]) if name in self.encoder else given[name]
         return sequences
 
-    def _embed_users(self, fused: Array, emotion_state: Array, intent_state: Array | None, known: Array) -> Array:
+    def _embed_users(
+        self, fused: Array, emotion_state: Array | None, intent_state: Array | None, known: Array
+    ) -> Array:
         """F_u of Eq. 7: projection of [F; emotion-head state; intent-head state], and what is known of the user."""
         parts = [part for part in (fused, emotion_state, intent_state) if part is not None]
         embedding = self.user_projection(placed_states(jnp.concatenate(parts, axis=-1))) + known
