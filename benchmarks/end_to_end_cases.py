@@ -47,7 +47,9 @@ class Case(fusion_cases.Case):
         config.model.encoders.remat = "none"
         config.model.compute_dtype = "float32"
         config.train.gradient_accumulation_steps = 1
-        config.loss.ranking = "in_batch_softmax"
+        # The peers have no encoder of items' words.
+        config.model.content_encoder = ""
+        config.model.content_encoder_training = "frozen"
         return config
 
     @property

@@ -263,8 +263,20 @@ def check(dataset: Dataset, config: Config) -> None:
     if config.loss.intent != "none":
         _check_label(train, "intent", "intent", _LABEL_KINDS[config.loss.intent])
     _check_validation_labels(dataset, config)
-    if config.loss.ranking != "none" and (dataset.manifest["catalogue"] is None or not dataset.spec.has_slates):
+    if config.loss.ranking != "none":
+        _check_catalogue(dataset, config)
+
+
+def _check_catalogue(dataset: Dataset, config: Config) -> None:
+    """Refuses ranking without catalogue or slates, and a content tower that would read features which are not there."""
+    catalogue = dataset.manifest["catalogue"]
+    if catalogue is None or not dataset.spec.has_slates:
         ranking_statistics(dataset, config)
+    elif config.model.content_features and not catalogue["dim"]:
+        raise InputError(
+            f"config.model.content_features = True: the catalogue of {dataset.path} has no features: expected False, "
+            "with an encoder of the items' words in config.model.content_encoder"
+        )
 
 
 def process_rows(

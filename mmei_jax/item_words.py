@@ -8,7 +8,6 @@ A frozen BERT encodes every item of a data set once, and its states are kept for
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from mmei_jax.encoders.pretrained import Pretrained, load, read_architecture
 from mmei_jax.encoders.stack import ComputeOptions
 from mmei_jax.encoders.text_packing import pack_texts
 from mmei_jax.encoders.tokenizer import Tokenizer
+from mmei_jax.recommendation.catalogue_files import parse_metadata
 from mmei_jax.records import Dataset
 from mmei_jax.sharding import batch_sharding, mesh_over, replicated
 from mmei_jax.types import InputError
@@ -113,25 +113,6 @@ def describe_item(text: str, kind: str, item: str) -> str:
         if listed:
             found.append(", ".join(listed))
     return ". ".join([*found, kind])
-
-
-def parse_metadata(text: str, item: str) -> dict[str, Any]:
-    """What an item's metadata say, by name.
-
-    Args:
-        text: JSON.
-        item: the item's id, for the error.
-
-    Raises:
-        InputError: it is no JSON object.
-    """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"item {item!r}: text {text[:40]!r}: expected a JSON object: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"item {item!r}: text {text[:40]!r}: expected a JSON object")
-    return values
 
 
 def read_words(texts: Sequence[str], config: ModelConfig) -> dict[str, Any]:

@@ -120,13 +120,17 @@ def catalogue_to_table(catalogue: Catalogue) -> pa.Table:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
         raise InputError(f"catalogue item {catalogue.ids[bad[0]]!r}: features are not finite")
+    schema = catalogue_schema(features.shape[1], catalogue.kind_names)
     arrays = [
         pa.array(catalogue.ids, pa.large_string()),
         pa.array(catalogue.kind.astype(np.int32)),
         pa.array(catalogue.texts, pa.large_string()),
-        pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1]),
+        # Not from_arrays, which finds no number of items where they have no features.
+        pa.Array.from_buffers(
+            schema.field("features").type, num_items, [None], children=[pa.array(features.reshape(-1))]
+        ),
     ]
-    return pa.Table.from_arrays(arrays, schema=catalogue_schema(features.shape[1], catalogue.kind_names))
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def largest_item(columns: RecordColumns) -> tuple[int, str]:
@@ -285,7 +289,8 @@ def _check_item_indices(name: str, ragged: Ragged, ids: Sequence[str]) -> None:
 
 
 def _slates_to_arrow(slate: Slate, lengths: np.ndarray, ids: Sequence[str]) -> dict[str, pa.Array]:
-    columns = {name: np.asarray(getattr(slate, name)) for name in SLATE_FIELDS}
+    given = {name: getattr(slate, name) for name in SLATE_FIELDS}
+    columns = {name: np.asarray(values) for name, values in given.items() if values is not None}
     for name, values in columns.items():
         if len(values) != len(columns["item_index"]):
             raise InputError(f"slates: {len(values)} of {name} for {len(columns['item_index'])} of item_index")
@@ -300,8 +305,8 @@ def _slates_to_arrow(slate: Slate, lengths: np.ndarray, ids: Sequence[str]) -> d
                 raise InputError(f"record {record_id!r}: slate {name} = {values[bad[0]]}: expected {accepted}")
     _check_item_indices("slate", Ragged(columns["item_index"], lengths), ids)
     return {
-        f"slate_{name}": _ragged_to_arrow(f"slate_{name}", Ragged(columns[name], lengths), kind, ids)
-        for name, kind in SLATE_FIELDS.items()
+        f"slate_{name}": _ragged_to_arrow(f"slate_{name}", Ragged(values, lengths), SLATE_FIELDS[name], ids)
+        for name, values in columns.items()
     }
 
 
@@ -357,12 +362,22 @@ def _join_slates(ids: list[str], slates: Sequence[Slate | None]) -> tuple[Slate,
     for record_id, slate in zip(ids, slates, strict=True):
         if slate is None:
             continue
-        sizes = {name: len(getattr(slate, name)) for name in SLATE_FIELDS}
+        given = {name: getattr(slate, name) for name in SLATE_FIELDS}
+        sizes = {name: len(values) for name, values in given.items() if values is not None}
         if len(set(sizes.values())) != 1:
             raise InputError(f"record {record_id!r}: slate fields differ in length: {sizes}")
-    present = [slate for slate in slates if slate is not None]
-    joined = Slate(
-        **{name: np.concatenate([np.asarray(getattr(slate, name)) for slate in present]) for name in SLATE_FIELDS}
-    )
+    present = [(record_id, slate) for record_id, slate in zip(ids, slates, strict=True) if slate is not None]
+    joined = Slate(**{name: _join_field(present, name) for name in SLATE_FIELDS})
     lengths = np.array([-1 if slate is None else len(slate.item_index) for slate in slates], np.int64)
     return joined, lengths
+
+
+def _join_field(slates: Sequence[tuple[str, Slate]], name: str) -> Any:
+    """One field of all slates end to end; None where all lack it."""
+    values = [getattr(slate, name) for _, slate in slates]
+    lacking = next((record_id for (record_id, _), value in zip(slates, values, strict=True) if value is None), None)
+    if lacking is None:
+        return np.concatenate([np.asarray(value) for value in values])
+    if any(value is not None for value in values):
+        raise InputError(f"record {lacking!r}: its slate has no {name}, others have: expected it of all, or of none")
+    return None

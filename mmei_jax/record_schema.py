@@ -173,7 +173,7 @@ class DatasetSpec:
 
 @dataclass
 class Slate:
-    """The items that a user was shown, and what came of each.
+    """The items that a user was shown, and what came of each. What a log does not tell is None, and null in the shard.
 
     Attributes:
         item_index: ``[slate]`` int32 catalogue rows.
@@ -185,10 +185,10 @@ class Slate:
     """
 
     item_index: Integer[np.ndarray, "slate"]
-    propensity: Float[np.ndarray, "slate"]
-    dwell_seconds: Float[np.ndarray, "slate"]
-    num_replays: Integer[np.ndarray, "slate"]
-    is_liked: Bool[np.ndarray, "slate"]
+    propensity: Float[np.ndarray, "slate"] | None
+    dwell_seconds: Float[np.ndarray, "slate"] | None
+    num_replays: Integer[np.ndarray, "slate"] | None
+    is_liked: Bool[np.ndarray, "slate"] | None
     satisfaction: Float[np.ndarray, "slate"]
 
 

@@ -25,7 +25,6 @@ from mmei_jax.record_schema import (
     DatasetSpec,
     Record,
     RecordColumns,
-    catalogue_schema,
     check_name,
     shard_schema,
 )
@@ -141,13 +140,7 @@ class DatasetWriter:
         """
         if self._catalogue is not None:
             raise InputError(f"{self.path}: the catalogue was written already")
-        table = record_arrow.catalogue_to_table(catalogue)
-        schema = catalogue_schema(catalogue.features.shape[1], catalogue.kind_names)
-        self._catalogue = {
-            **write_arrow_file(self._folder, CATALOGUE_NAME, schema, table),
-            "dim": catalogue.features.shape[1],
-            "kind_names": list(catalogue.kind_names),
-        }
+        self._catalogue = write_catalogue_file(self._folder, CATALOGUE_NAME, catalogue)
 
     def set_reference(self, split: str, figures: dict[str, float]) -> None:
         """Notes known figures of a split, such as exact ceilings, by metric name.
@@ -263,6 +256,22 @@ def write_arrow_file(folder: Path, name: str, schema: pa.Schema, table: pa.Table
     with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"file": name, "num_bytes": path.stat().st_size, "num_records": table.num_rows, "sha256": sha256}
+
+
+def write_catalogue_file(folder: Path, name: str, catalogue: Catalogue) -> dict[str, Any]:
+    """Writes a catalogue; gives its entry in the manifest.
+
+    Args:
+        folder: of the data set.
+        name: of the file.
+        catalogue: the items.
+
+    Raises:
+        InputError: its columns differ in length, ids repeat, a kind is unknown, features are not finite.
+    """
+    table = record_arrow.catalogue_to_table(catalogue)
+    described = {"dim": catalogue.features.shape[1], "kind_names": list(catalogue.kind_names)}
+    return {**write_arrow_file(folder, name, table.schema, table), **described}
 
 
 def write_manifest(

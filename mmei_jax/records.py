@@ -134,7 +134,7 @@ class Dataset:
             ids=batch.column("id").to_pylist(),
             kind=batch.column("kind").to_numpy(),
             kind_names=tuple(entry["kind_names"]),
-            features=batch.column("features").values.to_numpy().reshape(-1, entry["dim"]),
+            features=batch.column("features").values.to_numpy().reshape(batch.num_rows, entry["dim"]),
             texts=batch.column("text").to_pylist(),
             **(self.read_item_words() if self.read_item_words else {}),
         )

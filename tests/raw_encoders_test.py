@@ -24,14 +24,16 @@ from mmei_jax.item_words import open_dataset
 from mmei_jax.models.raw_encoders import normalised_samples
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.predict import predict
+from mmei_jax.recommendation import __main__ as recommendation
 from mmei_jax.robustness import RobustnessEvaluator
-from mmei_jax.serving.functions import functions
+from mmei_jax.serving import __main__ as serving
+from mmei_jax.serving.loading import load
 from mmei_jax.sharding import batch_sharding, mesh_over
 from mmei_jax.state import build_model, initial_encoders, initial_state, initialize, state_shapes, with_encoders
 from mmei_jax.train_step import jit_train_step, make_train_step
 from mmei_jax.training import train
 from mmei_jax.types import InputError, TokenSequence
-from tests import random_encoders, tiny_extraction
+from tests import random_encoders, tiny_extraction, tiny_slates
 
 # Of the tiny clips: two seconds of sound at most, 50 frames of Wav2Vec2 a second.
 SAMPLES, FRAMES_PER_TOKEN = 34_000, 5
@@ -46,8 +48,9 @@ def made(tmp_path_factory):
     (folder / "clips").mkdir()
     clips = tiny_extraction.make_clips(folder / "clips")
     changes = {"audio__frames_per_token": FRAMES_PER_TOKEN}
-    tiny_extraction.run(encoders, clips, folder / "features", changes=changes)
-    tiny_extraction.run(encoders, clips, folder / "media", depth="raw")
+    files = tiny_slates.write(folder)
+    tiny_slates.extract(encoders, clips, folder / "features", files, changes=changes)
+    tiny_slates.extract(encoders, clips, folder / "media", files, depth="raw")
     return folder
 
 
@@ -214,22 +217,45 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(made, trained):
     assert losses == pytest.approx(trained[2], rel=1e-5)
 
 
-def test_run_on_media_evaluates_resumes_and_reads_a_clip(made, tmp_path):
-    values = config_dict(made, "media", optimizer__rate_multipliers=FROZEN)
-    train(parse(values), tmp_path / "run")
-    evaluate_workdir(tmp_path / "run", "test")
-    (expected,) = parquet.read_table(tmp_path / "run" / "eval" / "test_predictions.parquet").to_pylist()
+def ranking_dict(made, **changes):
+    """With encoders that stay as they are, and a content tower that reads words."""
+    words = str(made / "encoders" / "text")
+    ranking = {"loss__ranking": "in_batch_softmax", "model__content_encoder": words, "model__content_max_tokens": 16}
+    return config_dict(made, "media", optimizer__rate_multipliers=FROZEN, **ranking, **changes)
+
+
+@pytest.fixture(scope="module")
+def run_on_media(made):
+    """A trained run that ranks, evaluated."""
+    train(parse(ranking_dict(made)), made / "run")
+    evaluate_workdir(made / "run", "test")
+    return made / "run"
+
+
+def test_run_on_media_is_evaluated_ranks_and_reads_a_clip(made, run_on_media):
+    metrics = json.loads((run_on_media / "eval" / "test.json").read_text())["metrics"]
+    assert {"ranking/map", "ranking/ndcg@10", "loss/ranking"} <= set(metrics)
+    (expected,) = parquet.read_table(run_on_media / "eval" / "test_predictions.parquet").to_pylist()
     clip = Clip("any", "any", path="10.mp4", text=tiny_extraction.TEXTS[10 % 4])
-    found = predict(tmp_path / "run", clip, base=made / "clips")
+    found = predict(run_on_media, clip, base=made / "clips")
     assert list(found["emotion"]["probabilities"].values()) == pytest.approx(
         expected["emotion_probabilities"], abs=1e-5
     )
     assert found["num_tokens"]["audio"] > 10_000
-    with pytest.raises(InputError, match=r"nothing to export: config\.model\.encoders: vision, audio, text: a "):
-        functions(open_best_run(tmp_path / "run"), None, k=1, index=None, platforms=("cpu",), report=lambda line: None)
+    items = [f"item{row}" for row in expected["top_item_index"]]
+    assert [item["id"] for item in found["recommended"]] == items
+    # An index of the run's own catalogue recommends the same.
+    index = made / "index"
+    assert recommendation.main(["build", f"--workdir={run_on_media}", f"--output={index}"]) == 0
+    again = predict(run_on_media, clip, base=made / "clips", index=index, k=3)
+    assert [item["id"] for item in again["recommended"]] == items[:3]
+
+
+def test_run_on_media_goes_on_with_its_own_parameters_and_no_other_encoders(made, run_on_media, tmp_path):
+    shutil.copytree(run_on_media, tmp_path / "run")
+    values = ranking_dict(made)
     # The same parameters are restored, though the folder's are others by now.
     before = open_best_run(tmp_path / "run").variables["params"]["encoder_text"]
-    values["train"]["num_epochs"] = 1
     train(parse(values), tmp_path / "run")
     jax.tree.map(
         np.testing.assert_array_equal, open_best_run(tmp_path / "run").variables["params"]["encoder_text"], before
@@ -242,6 +268,20 @@ def test_run_on_media_evaluates_resumes_and_reads_a_clip(made, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(saved))
     with pytest.raises(InputError, match=r"others/text: not the encoders that .* was trained with"):
         evaluate_workdir(tmp_path / "run", "test")
+
+
+def test_run_on_media_is_exported_as_a_whole(made, run_on_media, capsys):
+    folder = made / "export"
+    given = [f"--workdir={run_on_media}", f"--output={folder}", "--platforms=cpu", "--k=3"]
+    assert serving.main(["export", *given]) == 0
+    programs = load(folder).programs
+    encoders = {"vision_encoder", "audio_encoder", "text_encoder"}
+    assert set(programs) == {"fusion", *encoders, "end_to_end", "top_k"}
+    assert set(programs["end_to_end"].description.groups) == {"fusion", *encoders}
+    capsys.readouterr()
+    assert serving.main(["check", f"--export={folder}", f"--workdir={run_on_media}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.partition(":")[0] for line in lines[-6:]} == set(programs)
 
 
 def test_normalised_samples_are_those_of_each_clip_alone():

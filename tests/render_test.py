@@ -127,9 +127,9 @@ def test_ids_splits_and_speakers_are_those_of_the_features(rendered, tmp_path):
 def test_list_has_the_fields_of_a_clip_and_names_files_that_are_there(rendered, plans):
     rows = rows_of(rendered)
     assert tuple(rows[0]) == render.COLUMNS
-    fields = {field.name for field in dataclasses.fields(Clip)} - {"labels"}
+    fields = {field.name for field in dataclasses.fields(Clip)} - {"labels", "slate", "relevant_items"}
     assert set(render.COLUMNS) - fields == {"emotion", "intent"}
-    listed = {"clips.csv", "latents.csv"}
+    listed = {"clips.csv", "latents.csv", "catalogue.jsonl", "slates.csv", "relevant_items.csv"}
     for row, plan in zip(rows, plans, strict=False):
         clip = Clip(id=row["id"], split=row["split"], optional=tuple(filter(None, row["optional"].split("|"))))
         assert set(clip.optional) == {name for name in MODALITIES if not plan.is_present(name)}

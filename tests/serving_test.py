@@ -22,8 +22,9 @@ from mmei_jax.recommendation.index_files import open_index
 from mmei_jax.recommendation.search import IndexSearch
 from mmei_jax.serving import __main__ as command
 from mmei_jax.serving.checking import synthetic_inputs
+from mmei_jax.serving.encoder_functions import encoder_functions
 from mmei_jax.serving.exporting import lower, model_hash, write_export
-from mmei_jax.serving.functions import encoder_functions, fusion_function, top_k_function
+from mmei_jax.serving.functions import fusion_function, top_k_function
 from mmei_jax.serving.loading import load
 from mmei_jax.serving.manifest import PLATFORMS
 from mmei_jax.sharding import make_evaluation_mesh
@@ -366,7 +367,7 @@ def test_inputs_that_do_not_fit_are_refused(exported, change, told):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--parts=fusion,heads"], "--parts=fusion,heads: 'heads': expected some of fusion,encoders,top_k"),
+        (["--parts=fusion,heads"], "--parts=fusion,heads: 'heads': expected some of fusion,encoders,end_to_end,top_k"),
         (["--platforms=gpu"], "--platforms=gpu: 'gpu': expected some of cpu,cuda,tpu"),
         (["--parts=encoders"], "extraction.json: missing: how this run's features were made is not known"),
         (["--k=0"], "--k=0: expected at least 1"),

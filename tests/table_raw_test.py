@@ -31,6 +31,8 @@ def test_rendered_clips_end_in_a_table_that_names_encoders_and_their_random_weig
         run(
             *("-m", "mmei_jax.extraction.extract", "--config=configs/extraction_rendered.py", f"--input={clips}"),
             *(f"--output={tmp_path / name}", f"--config.vision.checkpoint={folders[vision]}"),
+            *(f"--catalogue={clips.parent / 'catalogue.jsonl'}", f"--slates={clips.parent / 'slates.csv'}"),
+            f"--relevant_items={clips.parent / 'relevant_items.csv'}",
             *(f"--config.audio.checkpoint={folders[audio]}", f"--config.text.checkpoint={folders['bert']}", *flags),
         )
     workdir = tmp_path / "run"
@@ -52,7 +54,7 @@ def test_rendered_clips_end_in_a_table_that_names_encoders_and_their_random_weig
     )
     assert together in text
     assert "(simulated)" in text
-    assert "MAP" not in text.split("## Table 1")[1].split("\n## ")[0]
+    assert "MAP" in text.split("## Table 1")[1].split("\n## ")[0]
     assert "random weights" in (workdir / "eval" / "test_report" / "table.tex").read_text()
     models = json.loads((workdir / "eval" / "test_robustness.json").read_text())["models"]
     assert not {"text_only", "vision_only", "audio_only"} & {model["name"] for model in models}

@@ -71,9 +71,13 @@ def make_clips(folder):
     return write_list(folder / "clips.csv", rows)
 
 
-def run(encoders, clips, output, *, changes=None, report=lambda line: None, **options):
+def run(encoders, clips, output, *, changes=None, **options):
     settings = config(encoders, **(changes or {}))
     given, _ = read_clips(clips, settings.label_specs)
+    return run_on(settings, given, clips, output, **options)
+
+
+def run_on(settings, given, clips, output, *, report=lambda line: None, **options):
     return extract(settings, given, output, labels=SPECS, base=clips.parent, num_workers=2, report=report, **options)
 
 

@@ -13,7 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.batch_size = 8
     config.data.max_tokens = raw.data.max_tokens
     config.data.standardize = raw.data.standardize
-    config.loss.ranking = raw.loss.ranking
     table = raw.table
     table.rows.multimodal_transformer.model = ml_collections.ConfigDict(dict(architecture="multimodal_transformer"))
     table.rows.late_fusion.model = ml_collections.ConfigDict(dict(architecture="late_fusion"))

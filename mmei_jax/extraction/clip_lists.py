@@ -181,8 +181,15 @@ def fingerprint(clips: Sequence[Clip]) -> str:
     """SHA-256 of everything that the clips say, in their order."""
     digest = hashlib.sha256()
     for clip in clips:
-        labels = {name: np.asarray(value).tolist() for name, value in clip.labels.items()}
-        digest.update(canonical_json({**asdict(clip), "labels": labels}).encode())
+        said = asdict(clip)
+        said["labels"] = {name: np.asarray(value).tolist() for name, value in clip.labels.items()}
+        # Left out where nothing is recommended: such lists have the fingerprint that they always had.
+        slate, relevant = said.pop("slate"), said.pop("relevant_items")
+        if slate is not None:
+            said["slate"] = {name: None if value is None else value.tolist() for name, value in slate.items()}
+        if relevant is not None:
+            said["relevant_items"] = relevant.tolist()
+        digest.update(canonical_json(said).encode())
     return digest.hexdigest()
 
 

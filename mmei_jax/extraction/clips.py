@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
+from mmei_jax.records import Slate
 from mmei_jax.types import MODALITIES, InputError
 
 
@@ -23,6 +27,8 @@ class Clip:
         labels: per label's name a class id (categorical), ``[classes]`` floats (multi_label) or number (real); no entry
             where not labelled.
         optional: modalities that may be missing without the clip being bad.
+        slate: what the clip's user was shown, and how it was received; None where unknown.
+        relevant_items: ``[relevant]`` int32 catalogue rows of what is relevant to the user; None where unknown.
     """
 
     id: str
@@ -38,6 +44,8 @@ class Clip:
     turn: int | None = None
     labels: dict[str, Any] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    slate: Slate | None = None
+    relevant_items: Int32[np.ndarray, "relevant"] | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no file could fulfil."""

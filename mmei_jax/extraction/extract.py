@@ -6,6 +6,9 @@ Command, for instance::
         --config.vision.checkpoint=runs/encoders/vit --config.audio.checkpoint=runs/encoders/wav2vec2 \
         --config.text.checkpoint=runs/encoders/bert
 
+``--catalogue``, ``--slates`` and ``--relevant_items`` add what the clips' users were shown
+(:mod:`mmei_jax.extraction.slate_files`), for runs that learn to rank.
+
 The same command goes on where it stopped. Several processes share the work with ``--process_index`` and
 ``--num_processes`` (or as SLURM or Kubernetes tells); the last to finish completes the data set.
 """
@@ -24,6 +27,7 @@ from mmei_jax.extraction.extraction_config import ExtractionConfig
 from mmei_jax.extraction.media import REASONS
 from mmei_jax.extraction.shard_extraction import Depth, Extraction, ShardExtractor
 from mmei_jax.extraction.shard_units import Unit, make_units
+from mmei_jax.extraction.slate_files import Recommendations, read_recommendations
 from mmei_jax.records import LabelSpec
 from mmei_jax.sharding import ProcessShare, process_share
 from mmei_jax.types import InputError
@@ -45,6 +49,7 @@ def extract(
     share: ProcessShare = ALONE,
     num_workers: int | None = None,
     max_bad_fraction: float = 0.01,
+    recommendations: Recommendations | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any] | None:
     """Extracts this process's share of the clips, and completes the data set if it is the last to finish.
@@ -60,6 +65,7 @@ def extract(
         share: which part of the work is this process's.
         num_workers: threads that decode; None: one worker per processor, threads or processes, whichever is faster.
         max_bad_fraction: most clips that may be quarantined, as a share of all, in [0, 1].
+        recommendations: what the clips' slates are about; None where they have none.
         report: takes lines on the progress.
 
     Returns:
@@ -70,7 +76,16 @@ def extract(
     """
     check_clips(clips, output)
     extraction = Extraction(
-        config, fingerprint(clips), output, labels, base, depth, root, num_workers, max_bad_fraction
+        config,
+        fingerprint(clips),
+        output,
+        labels,
+        base,
+        depth,
+        root,
+        num_workers,
+        max_bad_fraction,
+        recommendations,
     )
     return extract_share(extraction, clips, share, report)
 
@@ -112,7 +127,7 @@ def extract_share(
         if written is not None:
             written.result()
     folder.check_bad_fraction(units, max_bad)
-    return folder.complete(units, extractor.spec, max_bad)
+    return extractor.complete(units)
 
 
 def _describe(counts: dict[str, Any], output: Path) -> str:
@@ -150,6 +165,9 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
         flags.DEFINE_string("builder", None, "Builder of clips, such as data/meld, in place of a list.")
         flags.DEFINE_multi_string("option", [], "Option of the builder, NAME=VALUE, such as folder=MELD.")
         flags.DEFINE_string("data_dir", "runs/tfds", "Folder for what the builder builds.")
+        flags.DEFINE_string("catalogue", None, "Items that may be recommended: .jsonl, .csv or .parquet.")
+        flags.DEFINE_string("slates", None, "What was shown and how it was received, an item a row; with --catalogue.")
+        flags.DEFINE_string("relevant_items", None, "What is relevant to whom, an item a row; with --slates.")
         flags.DEFINE_string("output", None, "Folder of the data set.", required=True)
         flags.DEFINE_enum(
             "depth", "features", get_args(Depth), "Features, or raw: uint8 frames, int16 samples, token ids."
@@ -165,6 +183,8 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
         given = flags.FLAGS
         config = parse(values.value.to_dict())
         clips, labels, base = _find_clips(config, given.input, given.builder, given.option, given.data_dir)
+        paths = [Path(name) if name else None for name in (given.catalogue, given.slates, given.relevant_items)]
+        clips, recommendations = read_recommendations(clips, *paths)
         compilation_cache.enable()
         keep_freed_memory()
         extraction = Extraction(
@@ -177,6 +197,7 @@ def main(begin: Callable[[], Extractor] | None = None) -> None:
             root=Path(given.root) if given.root else None,
             num_workers=given.workers,
             max_bad_fraction=given.max_bad_fraction,
+            recommendations=recommendations,
         )
         counts = extractor(extraction, clips)
         if counts is None:

@@ -76,7 +76,7 @@ class Completion(_Worker):
         """Takes all units; gives the counts of the whole."""
         units = [unit for _, unit in sorted(element, key=lambda indexed: indexed[0])]
         extractor = self._extractor()
-        yield extractor.folder.complete(units, extractor.spec, self._extraction.max_bad_fraction)
+        yield extractor.complete(units)
 
 
 def extract_with_beam(extraction: Extraction, clips: Sequence[Clip], options: Sequence[str]) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ both write the same bytes.
 """
 
 import importlib.metadata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +18,7 @@ from mmei_jax.extraction.encoding import ClipEncoder, EncodedClip, EncodedShard
 from mmei_jax.extraction.extraction_config import ExtractionConfig
 from mmei_jax.extraction.raw_media import RawClips
 from mmei_jax.extraction.shard_units import ExtractionFolder, Quarantined, Unit
+from mmei_jax.extraction.slate_files import Recommendations
 from mmei_jax.records import DatasetSpec, LabelSpec, ModalitySpec, Record
 from mmei_jax.types import InputError
 
@@ -39,6 +41,7 @@ class Extraction:
         root: folder that no path may lead out of, symbolic links followed; None: no limit.
         num_workers: threads that decode; None: one worker per processor.
         max_bad_fraction: most clips that may be quarantined, as a share of all, in [0, 1].
+        recommendations: what the clips' slates are about; None where they have none.
     """
 
     config: ExtractionConfig
@@ -50,6 +53,7 @@ class Extraction:
     root: Path | None
     num_workers: int | None
     max_bad_fraction: float
+    recommendations: Recommendations | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no run could keep to."""
@@ -78,7 +82,9 @@ class ShardExtractor:
         config = extraction.config
         is_encoded = extraction.depth == "features"
         self.encoder: ClipEncoder | RawClips = ClipEncoder(config) if is_encoded else RawClips(config)
-        self.spec = make_spec(config, self.encoder, extraction.labels)
+        self._recommendations = extraction.recommendations
+        self._max_bad_fraction = extraction.max_bad_fraction
+        self.spec = make_spec(config, self.encoder, extraction.labels, extraction.recommendations)
         self.settings = make_settings(config, self.encoder, extraction.base, extraction.root)
         # Everything that the result depends on but the media themselves.
         identity = {
@@ -88,7 +94,18 @@ class ShardExtractor:
             "num_devices": self.encoder.num_devices,
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
+        if extraction.recommendations is not None:
+            identity["catalogue_sha256"] = extraction.recommendations.sha256()
         self.folder = ExtractionFolder(extraction.output, identity)
+
+    def complete(self, units: Sequence[Unit]) -> dict[str, Any] | None:
+        """Turns the folder into a data set, see :meth:`ExtractionFolder.complete`.
+
+        Args:
+            units: all of the extraction.
+        """
+        catalogue = None if self._recommendations is None else self._recommendations.catalogue
+        return self.folder.complete(units, self.spec, self._max_bad_fraction, catalogue)
 
     def write(self, unit: Unit, shard: EncodedShard) -> str:
         """Fetches a unit's features and writes them; gives a line on what came of it."""
@@ -109,11 +126,18 @@ class ShardExtractor:
             "frames_without_face": sum(map(len, missing)),
             "texts_cut": sum(shard.clips[index].is_text_cut for index in kept),
         }
+        if self._recommendations is not None:
+            counts["clips_without_slate"] = sum(unit.clips[index].slate is None for index in kept)
         self.folder.write(unit, self.spec, records, quarantined, counts)
         return f"{unit.name}: {len(kept)} clips, {len(quarantined)} quarantined"
 
 
-def make_spec(config: ExtractionConfig, encoder: ClipEncoder | RawClips, labels: dict[str, LabelSpec]) -> DatasetSpec:
+def make_spec(
+    config: ExtractionConfig,
+    encoder: ClipEncoder | RawClips,
+    labels: dict[str, LabelSpec],
+    recommendations: Recommendations | None = None,
+) -> DatasetSpec:
     """What the records of an extraction carry."""
     extras = {"path": "string", "text": "string"}
     if "vision" in config.modalities and config.vision.faces != "none":
@@ -128,6 +152,8 @@ def make_spec(config: ExtractionConfig, encoder: ClipEncoder | RawClips, labels:
             for name, own in encoder.encoders.items()
         },
         labels=labels,
+        has_slates=recommendations is not None,
+        has_relevant_items=recommendations is not None and recommendations.has_relevant_items,
         extras=extras,
     )
 
@@ -165,5 +191,7 @@ def make_record(clip: Clip, encoded: EncodedClip, features: dict[str, np.ndarray
         turn=clip.turn,
         features=features,
         labels=clip.labels,
+        slate=clip.slate,
+        relevant_items=clip.relevant_items,
         extras=extras,
     )

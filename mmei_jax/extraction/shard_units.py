@@ -24,8 +24,8 @@ from mmei_jax.extraction.clips import Clip
 from mmei_jax.extraction.media import REASONS, MediaError
 from mmei_jax.record_files import MANIFEST_NAME
 from mmei_jax.record_schema import shard_schema
-from mmei_jax.record_writer import write_arrow_file, write_manifest
-from mmei_jax.records import DatasetSpec, Record
+from mmei_jax.record_writer import CATALOGUE_NAME, write_arrow_file, write_catalogue_file, write_manifest
+from mmei_jax.records import Catalogue, DatasetSpec, Record
 from mmei_jax.sharding import ProcessShare
 from mmei_jax.types import InputError
 
@@ -185,8 +185,20 @@ class ExtractionFolder:
                 "with a larger fraction goes on"
             )
 
-    def complete(self, units: Sequence[Unit], spec: DatasetSpec, max_bad_fraction: float) -> dict[str, Any] | None:
+    def complete(
+        self,
+        units: Sequence[Unit],
+        spec: DatasetSpec,
+        max_bad_fraction: float,
+        catalogue: Catalogue | None = None,
+    ) -> dict[str, Any] | None:
         """Turns the folder into a data set, if every unit of every process is finished.
+
+        Args:
+            units: all of them.
+            spec: what the records carry.
+            max_bad_fraction: most clips that may be quarantined, as a share of all.
+            catalogue: what the records' slates show; None where they have none.
 
         Returns:
             Counts of the whole extraction; None if other processes are not finished yet.
@@ -234,7 +246,8 @@ class ExtractionFolder:
         # Of workers that were killed.
         for left in [*self.path.glob(".*.arrow.*.partial"), *self.path.glob(f".{EXTRACTION_NAME}.*.partial")]:
             left.unlink(missing_ok=True)
-        write_manifest(self.path, spec, splits, None, {"extraction": totals})
+        entry = None if catalogue is None else self._write_catalogue(catalogue)
+        write_manifest(self.path, spec, splits, entry, {"extraction": totals})
         self.is_finished = True
         shutil.rmtree(self._notes, ignore_errors=True)
         return totals
@@ -246,6 +259,14 @@ class ExtractionFolder:
     def _write_quarantine(self, quarantined: Sequence[dict[str, Any]]) -> None:
         lines = (json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in quarantined)
         _write_whole(self.path / QUARANTINE_NAME, "".join(lines))
+
+    def _write_catalogue(self, catalogue: Catalogue) -> dict[str, Any]:
+        """Gives its entry in the manifest; another process may write the same beside this one."""
+        # Not named as what killed workers left, which the other process takes away.
+        unfinished = f".catalogue.{uuid.uuid4().hex}.partial"
+        entry = write_catalogue_file(self.path, unfinished, catalogue)
+        (self.path / unfinished).rename(self.path / CATALOGUE_NAME)
+        return {**entry, "file": CATALOGUE_NAME}
 
     def _note(self, unit: Unit) -> Path:
         return self._notes / f"{unit.name}.json"

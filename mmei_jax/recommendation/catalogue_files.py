@@ -6,7 +6,6 @@ or ``ai_generated``) where known. In CSV, ``features`` is a JSON list, and ``tag
 an empty cell says nothing.
 """
 
-import csv
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 from jaxtyping import Float32
 
 from mmei_jax.fingerprints import canonical_json
-from mmei_jax.item_words import parse_metadata
 from mmei_jax.records import Catalogue
+from mmei_jax.row_files import Reading, Row, read_json, read_rows, read_text, refuse_unknown_columns, shown
 from mmei_jax.types import InputError
 
 COLUMNS = ("id", "kind", "title", "description", "tags", "creator", "origin", "features")
@@ -28,13 +25,12 @@ ORIGINS = ("human", "ai_generated")
 # Items that are in memory at once, and that the tower embeds at once.
 ROWS_PER_BLOCK = 4_096
 _SEEN_COLUMNS = ("user", "item")
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
 _TEXTS = ("title", "description", "creator", "origin")
-# Characters of a value that a message shows.
-_SHOWN = 60
-
-# Where an item stands in its file, and its cells by column; what is missing or null says nothing.
-_Row = tuple[str, dict[str, Any]]
+# What a catalogue's cells of CSV hold beside texts.
+_READINGS: dict[str, Reading] = {
+    "tags": lambda cell, where: read_json(cell, where) if cell.startswith("[") else cell.split("|"),
+    "features": read_json,
+}
 
 
 def read_catalogue(path: Path, kind_names: Sequence[str], item_dim: int) -> Iterator[Catalogue]:
@@ -58,6 +54,35 @@ def read_catalogue(path: Path, kind_names: Sequence[str], item_dim: int) -> Iter
         yield _block(block, tuple(kind_names), item_dim, seen)
     if not seen:
         raise InputError(f"{path}: no item in it; expected at least one")
+
+
+def read_whole_catalogue(path: Path) -> Catalogue:
+    """All items of a file, for a data set that is to have them.
+
+    Kinds are numbered in alphabetical order. Items have as many features as the first of them, or all have none.
+
+    Args:
+        path: ``.jsonl``, ``.csv`` or ``.parquet``.
+
+    Raises:
+        InputError: as :func:`read_catalogue`, or a row has no kind, or another number of features than others.
+    """
+    kinds, item_dim = set[str](), 0
+    for where, cells in _rows(path):
+        kind = read_text(cells, "kind", where)
+        if kind is None:
+            raise InputError(f"{where}: kind missing: expected a text, such as music")
+        kinds.add(kind)
+        features = cells.get("features")
+        item_dim = item_dim or (len(features) if isinstance(features, list) else 0)
+    blocks = list(read_catalogue(path, sorted(kinds), item_dim))
+    return Catalogue(
+        ids=[item for block in blocks for item in block.ids],
+        kind=np.concatenate([block.kind for block in blocks]),
+        kind_names=tuple(sorted(kinds)),
+        features=np.concatenate([block.features for block in blocks]),
+        texts=[text for block in blocks for text in block.texts],
+    )
 
 
 def split_catalogue(catalogue: Catalogue) -> Iterator[Catalogue]:
@@ -91,6 +116,25 @@ def describe(text: str, item_id: str) -> dict[str, Any]:
     return values
 
 
+def parse_metadata(text: str, item: str) -> dict[str, Any]:
+    """What an item's metadata say, by name.
+
+    Args:
+        text: JSON.
+        item: the item's id, for the error.
+
+    Raises:
+        InputError: it is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"item {item!r}: text {text[:40]!r}: expected a JSON object: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"item {item!r}: text {text[:40]!r}: expected a JSON object")
+    return values
+
+
 def read_ids(path: Path) -> list[str]:
     """Ids of items, one a line; empty lines say nothing, and an id that comes twice counts once.
 
@@ -118,103 +162,36 @@ def read_seen(path: Path, users: Sequence[str]) -> list[list[str]]:
         InputError: the file cannot be read, or a row holds something else; names it.
     """
     seen: dict[str, list[str]] = {name: [] for name in users}
-    for where, cells in _rows(path, "list of what users have seen"):
+    for where, cells in read_rows(path, "list of what users have seen", {}):
         if set(cells) != set(_SEEN_COLUMNS):
             raise InputError(f"{where}: columns {', '.join(cells)}: expected {', '.join(_SEEN_COLUMNS)}")
         user, item = (_text(cells, name, where) for name in _SEEN_COLUMNS)
         if user is None or item is None:
-            raise InputError(f"{where}: user {_shown(user)}, item {_shown(item)}: expected both")
+            raise InputError(f"{where}: user {shown(user)}, item {shown(item)}: expected both")
         if user in seen:
             seen[user].append(item)
     return [seen[name] for name in users]
 
 
-def _rows(path: Path, what: str = "catalogue") -> Iterator[_Row]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: expected a {what} ({', '.join(_SUFFIXES)})")
-    readers = dict(zip(_SUFFIXES, (_json_rows, _csv_rows, _parquet_rows), strict=True))
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}")
-    try:
-        yield from reader(path)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a readable {what} ({path.suffix}): {reason}") from error
+def _rows(path: Path) -> Iterator[Row]:
+    return read_rows(path, "catalogue", _READINGS)
 
 
-def _json_rows(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                cells = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{where}: not JSON: {error}") from error
-            if not isinstance(cells, dict):
-                raise InputError(f"{where}: {_shown(cells)}: expected a JSON object")
-            yield where, cells
-
-
-def _csv_rows(path: Path) -> Iterator[_Row]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        names = list(reader.fieldnames or ())
-        if len(set(names)) != len(names):
-            raise InputError(f"{path}: columns {', '.join(names)}: each name once")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            # Cells beyond the header's are a list under None, and those that are missing are None.
-            num_cells = len(row.get(None, ())) + sum(row[name] is not None for name in names)
-            if num_cells != len(names):
-                raise InputError(
-                    f"{where}: {num_cells} cells: expected {len(names)}, as the header has; a cell with commas in it "
-                    "stands between double quotes"
-                )
-            cells: dict[str, Any] = {name: value or None for name, value in row.items()}
-            tags = cells.get("tags")
-            if tags is not None:
-                cells["tags"] = _json_cell(tags, "tags", where) if tags.startswith("[") else tags.split("|")
-            if cells.get("features") is not None:
-                cells["features"] = _json_cell(cells["features"], "features", where)
-            yield where, cells
-
-
-def _parquet_rows(path: Path) -> Iterator[_Row]:
-    number = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=ROWS_PER_BLOCK):
-            for cells in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", cells
-
-
-def _json_cell(cell: str, name: str, where: str) -> Any:
-    try:
-        return json.loads(cell)
-    except ValueError as error:
-        raise InputError(f"{where}: {name} {_shown(cell)}: expected a JSON list: {error}") from error
-
-
-def _block(rows: list[_Row], kind_names: tuple[str, ...], item_dim: int, seen: set[str]) -> Catalogue:
+def _block(rows: list[Row], kind_names: tuple[str, ...], item_dim: int, seen: set[str]) -> Catalogue:
     """Checked items; their ids are added to ``seen``."""
     ids, kinds, texts = [], [], []
     features = np.zeros((len(rows), item_dim), np.float32)
     numbers = {name: number for number, name in enumerate(kind_names)}
     for row, (where, cells) in enumerate(rows):
-        unknown = sorted(set(cells) - set(COLUMNS))
-        if unknown:
-            raise InputError(f"{where}: column {unknown[0]!r}: expected some of {', '.join(COLUMNS)}")
+        refuse_unknown_columns(cells, COLUMNS, where)
         item_id = _text(cells, "id", where)
         if item_id is None or item_id != item_id.strip() or len(item_id.splitlines()) != 1:
-            raise InputError(f"{where}: id {_shown(item_id)}: expected a text of one line, without spaces around it")
+            raise InputError(f"{where}: id {shown(item_id)}: expected a text of one line, without spaces around it")
         if item_id in seen:
             raise InputError(f"{where}: id {item_id!r}: occurs twice; ids must be unique")
         kind = _text(cells, "kind", where)
         if kind not in numbers:
-            raise InputError(f"{where}: kind {_shown(kind)}: expected one of {', '.join(kind_names)}")
+            raise InputError(f"{where}: kind {shown(kind)}: expected one of {', '.join(kind_names)}")
         known = {name: _text(cells, name, where) for name in _TEXTS} | {"tags": _tags(cells, where)}
         seen.add(item_id)
         ids.append(item_id)
@@ -226,18 +203,10 @@ def _block(rows: list[_Row], kind_names: tuple[str, ...], item_dim: int, seen: s
 
 def _text(cells: dict[str, Any], name: str, where: str) -> str | None:
     """A cell that holds a text; None where it says nothing."""
-    value = cells.get(name)
-    if value is None or value == "":
-        return None
-    try:
-        is_text = isinstance(value, str) and bool(value.encode("utf-8"))
-    except UnicodeEncodeError:
-        is_text = False
-    if not is_text:
-        raise InputError(f"{where}: {name} {_shown(value)}: expected a text")
-    if name == "origin" and value not in ORIGINS:
-        raise InputError(f"{where}: origin {_shown(value)}: expected one of {', '.join(ORIGINS)}")
-    return str(value)
+    value = read_text(cells, name, where)
+    if name == "origin" and value is not None and value not in ORIGINS:
+        raise InputError(f"{where}: origin {shown(value)}: expected one of {', '.join(ORIGINS)}")
+    return value
 
 
 def _tags(cells: dict[str, Any], where: str) -> list[str] | None:
@@ -245,10 +214,10 @@ def _tags(cells: dict[str, Any], where: str) -> list[str] | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise InputError(f"{where}: tags {_shown(value)}: expected a list of texts")
+        raise InputError(f"{where}: tags {shown(value)}: expected a list of texts")
     tags = [_text({"tags": tag}, "tags", where) for tag in value]
     if None in tags:
-        raise InputError(f"{where}: tags {_shown(value)}: expected a list of texts")
+        raise InputError(f"{where}: tags {shown(value)}: expected a list of texts")
     return [tag for tag in tags if tag is not None]
 
 
@@ -257,7 +226,7 @@ def _features(value: Any, item_dim: int, where: str) -> Float32[np.ndarray, "dim
         return np.zeros(0, np.float32)
     is_list = isinstance(value, list) and len(value) == item_dim and set(map(type, value)) <= {int, float}
     if not is_list:
-        found = f"a list of {len(value)}" if isinstance(value, list) and len(value) != item_dim else _shown(value)
+        found = f"a list of {len(value)}" if isinstance(value, list) and len(value) != item_dim else shown(value)
         raise InputError(f"{where}: features are {found}: expected a list of {item_dim} numbers")
     try:
         with np.errstate(over="ignore"):
@@ -266,11 +235,5 @@ def _features(value: Any, item_dim: int, where: str) -> Float32[np.ndarray, "dim
         numbers = np.full(item_dim, np.inf, np.float32)
     bad = np.flatnonzero(~np.isfinite(numbers))
     if bad.size:
-        raise InputError(f"{where}: features[{bad[0]}] is {_shown(value[bad[0]])}: expected finite float32 numbers")
+        raise InputError(f"{where}: features[{bad[0]}] is {shown(value[bad[0]])}: expected finite float32 numbers")
     return numbers
-
-
-def _shown(value: Any) -> str:
-    """A value for a message, cut where it is long."""
-    text = "missing" if value is None else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -22,7 +22,7 @@ from mmei_jax.serving.loading import LoadedExport, load
 from mmei_jax.serving.manifest import PLATFORMS, Manifest
 from mmei_jax.types import InputError
 
-PARTS = ("fusion", "encoders", "top_k")
+PARTS = ("fusion", "encoders", "end_to_end", "top_k")
 # Sizes at which programs are compared.
 _NUM_EXAMPLES = 2
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from mmei_jax.fingerprints import parameters_hash
-from mmei_jax.serving.functions import Function
 from mmei_jax.serving.loading import LoadedExport, LoadedProgram
 from mmei_jax.serving.manifest import Program
+from mmei_jax.serving.signatures import Function
 from mmei_jax.types import InputError
 
 # Of the largest absolute value of an output; what rounding may change where a program is compiled anew.
@@ -56,7 +56,8 @@ def synthetic_inputs(program: Program, number: int) -> dict[str, np.ndarray]:
     for tensor in program.inputs:
         shape = tuple(int(size) if size.isdecimal() else sizes[size] for size in tensor.sizes)
         if tensor.name.endswith("lengths"):
-            longest = next(size for size in (tensor.name.replace("lengths", "tokens"), "samples") if size in sizes)
+            units = (tensor.name.replace("lengths", unit) for unit in ("tokens", "frames", "samples"))
+            longest = next(size for size in units if size in sizes)
             values: Any = generator.integers(0, sizes[longest] + 1, shape)
         elif tensor.dtype in ("float16", "float32"):
             values = generator.normal(size=shape)

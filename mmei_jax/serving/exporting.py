@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from mmei_jax.evaluation import BestRun
 from mmei_jax.fingerprints import parameters_hash, sha256_of
 from mmei_jax.origin import manifest_fingerprint
-from mmei_jax.serving.functions import Function, fusion_function
+from mmei_jax.serving.functions import fusion_function
 from mmei_jax.serving.loading import shape_text
 from mmei_jax.serving.manifest import (
     FORMAT,
@@ -27,6 +27,7 @@ from mmei_jax.serving.manifest import (
     StoredFile,
     Tensor,
 )
+from mmei_jax.serving.signatures import Function
 from mmei_jax.types import InputError
 from mmei_jax.workdir import new_folder, write_bytes, write_json, write_text
 

@@ -1,31 +1,25 @@
-"""The functions that are exported: a run's fusion model, its encoders, and its fusion model with a search behind it.
+"""The functions that are exported: a run's fusion model, its encoders, both together, and a search behind them.
 
 Each takes parameters by group and name, and inputs by name, and gives outputs by name: flat dicts of arrays, so that
 whoever loads a program needs no class of this package.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
-from mmei_jax.encoders.audio_cnn import SAMPLING_RATE
 from mmei_jax.encoders.pretrained_weights import flatten, unflatten
-from mmei_jax.encoders.wav2vec2 import LONGEST_SECONDS
 from mmei_jax.evaluation import BestRun
-from mmei_jax.extraction.audio_encoding import AudioEncoder
 from mmei_jax.extraction.encoding import ClipEncoder, open_encoders
-from mmei_jax.extraction.extraction_config import ExtractionConfig
 from mmei_jax.extraction.shard_units import EXTRACTION_NAME
-from mmei_jax.extraction.text_encoding import TextEncoder
-from mmei_jax.extraction.vision_encoding import VisionEncoder
+from mmei_jax.fingerprints import parameters_hash
 from mmei_jax.models.baselines import Model
+from mmei_jax.models.mmei import ModalityInput
 from mmei_jax.recommendation.index_files import open_index
 from mmei_jax.recommendation.item_encoding import ItemEncoder
 from mmei_jax.recommendation.top_k import (
@@ -37,12 +31,20 @@ from mmei_jax.recommendation.top_k import (
     padded_rows,
     top_items,
 )
+from mmei_jax.serving.encoder_functions import (
+    ModalityReading,
+    encoder_functions,
+    inner_encoder_functions,
+    inner_parameters,
+    read_features,
+    read_raw,
+)
 from mmei_jax.serving.manifest import Size, Tensor
+from mmei_jax.serving.signatures import BATCH, Function, Parameters
 from mmei_jax.sharding import mesh_over
 from mmei_jax.state import Variables
 from mmei_jax.types import Batch, InputError, Outputs, TokenSequence, UserContext
 
-BATCH = Size("batch", 1, 0)
 # Of a model's outputs, what is exported where the model has it, and what it means.
 _FUSION_OUTPUTS = {
     "emotion": "logits of the classes, whose softmax or sigmoid are probabilities; values of a regression",
@@ -53,74 +55,115 @@ _FUSION_OUTPUTS = {
 }
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """A group of parameters, on the host.
-
-    Attributes:
-        arrays: by name.
-        settings: JSON values that they were trained or made with.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Function:
-    """A function to be exported.
-
-    Attributes:
-        function: ``(parameters by group and name, inputs by name) -> outputs by name``.
-        groups: its parameters.
-        sizes: that differ from call to call.
-        inputs: as the manifest describes them.
-        meanings: of outputs.
-        item_ids: of rows that it gives; None where it gives none.
-    """
-
-    function: Callable[[dict[str, dict[str, Any]], dict[str, Any]], dict[str, Any]]
-    groups: Mapping[str, Parameters]
-    sizes: tuple[Size, ...]
-    inputs: tuple[Tensor, ...]
-    meanings: Mapping[str, str]
-    item_ids: tuple[str | None, ...] | None = None
-
-
 def fusion_function(run: BestRun) -> Function:
     """The run's model: from features of tokens to emotion, intent, alpha and the user's embedding.
 
-    Args:
-        run: on features.
+    Of a run with encoders inside, the model behind them: its features are what the encoders give.
 
-    Raises:
-        InputError: it has encoders inside the model.
+    Args:
+        run: any.
     """
-    if folders := run.config.model.encoders.folders():
-        raise InputError(f"config.model.encoders: {', '.join(folders)}: a run with encoders inside is not exported yet")
-    dtypes = {name: run.dataset.spec.modalities[name].dtype for name in run.model.tasks.inputs()}
-    config = run.config.to_json()
-    # The same run, wherever its data lie.
-    del config["data"]["path"]
-    return model_function(run.model, run.variables, dtypes, {"config": config})
+    tasks, modalities = run.model.tasks, run.dataset.spec.modalities
+    dtypes = {name: "float32" if given.encoder else modalities[name].dtype for name, given in tasks.inputs().items()}
+    return model_function(*_without_encoders(run), dtypes, _settings(run))
 
 
 def model_function(model: Model, variables: Variables, dtypes: Mapping[str, str], settings: dict[str, Any]) -> Function:
     """A model: from features of tokens to emotion, intent, alpha and the user's embedding.
 
     Args:
-        model: of any architecture.
+        model: of any architecture, without encoders inside.
         variables: its own.
         dtypes: by modality, of its features.
         settings: JSON values of the group of parameters.
     """
+    inputs = model.tasks.inputs()
+    readings = {name: read_features(name, given, dtypes[name]) for name, given in inputs.items()}
+    groups = {"fusion": Parameters(_fusion_arrays(variables), settings)}
+    return _heads_function(model, readings, groups, lambda parameters: unflatten(parameters["fusion"]))
+
+
+def end_to_end_function(run: BestRun) -> Function:
+    """A run with encoders inside, whole: from frames, samples and token ids to what :func:`fusion_function` gives.
+
+    Args:
+        run: with encoders inside.
+
+    Raises:
+        InputError: it has none.
+    """
+    encoders = inner_parameters(run)
+    if not encoders:
+        raise InputError("config.model.encoders: none: expected a run with encoders inside; others are of features")
+    modalities = run.dataset.spec.modalities
+    readings = {
+        name: read_features(name, given, modalities[name].dtype)
+        if given.encoder is None
+        else read_raw(name, given.encoder, given.max_tokens)
+        for name, given in run.model.tasks.inputs().items()
+    }
+    groups = {
+        "fusion": Parameters(_fusion_arrays(_without_encoders(run)[1]), _settings(run)),
+        **{f"{name}_encoder": group for name, group in encoders.items()},
+    }
+
+    def join(parameters: dict[str, dict[str, Any]]) -> Variables:
+        variables = unflatten(parameters["fusion"])
+        own = {f"encoder_{name}": unflatten(parameters[f"{name}_encoder"]) for name in encoders}
+        return {**variables, "params": {**variables["params"], **own}}
+
+    return _heads_function(run.model, readings, groups, join)
+
+
+def _without_encoders(run: BestRun) -> tuple[Model, Variables]:
+    """The run's model on what its encoders give, and its variables; both as they are where it has none."""
+    tasks = run.model.tasks
+    changed: dict[str, Any] = {
+        name: ModalityInput(given.feature_dim, given.max_positions)
+        for name, given in tasks.inputs().items()
+        if given.encoder is not None
+    }
+    kept = {key: value for key, value in run.variables["params"].items() if key not in _encoder_groups(changed)}
+    model = run.model.clone(tasks=dataclasses.replace(tasks, **changed))
+    return model, {**run.variables, "params": kept}
+
+
+def _encoder_groups(modalities: Iterable[str]) -> set[str]:
+    return {f"encoder_{name}" for name in modalities}
+
+
+def _settings(run: BestRun) -> dict[str, Any]:
+    """Of the group of the fusion model's parameters; the hashes of encoders inside make them part of the model's."""
+    config = run.config.to_json()
+    # The same run, wherever its data lie.
+    del config["data"]["path"]
+    encoders = {name: parameters_hash(own.arrays, own.settings) for name, own in inner_parameters(run).items()}
+    return {"config": config, **({"encoders": encoders} if encoders else {})}
+
+
+def _fusion_arrays(variables: Variables) -> dict[str, np.ndarray]:
+    """All but the content tower: items were embedded beforehand."""
+    params = {name: value for name, value in variables["params"].items() if name != "content_tower"}
+    arrays: dict[str, np.ndarray] = jax.device_get(flatten({**variables, "params": params}))
+    return arrays
+
+
+def _heads_function(
+    model: Model,
+    readings: Mapping[str, ModalityReading],
+    groups: Mapping[str, Parameters],
+    join: Callable[[dict[str, dict[str, Any]]], Variables],
+) -> Function:
+    """A model behind what its records come as.
+
+    Args:
+        model: any.
+        readings: of each modality that it reads.
+        groups: its parameters.
+        join: makes its variables of them.
+    """
     tasks = model.tasks
-    inputs, sizes = [], [BATCH]
-    for name, given in tasks.inputs().items():
-        sizes.append(Size(f"{name}_tokens", 1, given.max_tokens))
-        shape = f"batch, {name}_tokens, {given.dim}"
-        inputs.append(Tensor(f"{name}_features", shape, dtypes[name], "tokens; behind a record's last one anything"))
-        inputs.append(Tensor(f"{name}_lengths", "batch", "int32", "tokens of each record; 0 where it is absent"))
+    inputs = [tensor for reading in readings.values() for tensor in reading.inputs]
     if tasks.num_users:
         inputs.append(Tensor("user_index", "batch", "int32", "row of the user, -1 for one who is unknown"))
     if tasks.profile_dim:
@@ -128,27 +171,18 @@ def model_function(model: Model, variables: Variables, dtypes: Mapping[str, str]
         inputs.append(Tensor("user_has_profile", "batch", "bool", "whether there were earlier records"))
 
     def function(parameters: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
-        batch = _batch(list(tasks.inputs()), given)
-        outputs = cast(Outputs, model.apply(unflatten(parameters["fusion"]), batch, is_training=False))
+        sequences = {name: reading.sequence(given) for name, reading in readings.items()}
+        outputs = cast(Outputs, model.apply(join(parameters), _batch(sequences, given), is_training=False))
         found = {name: getattr(outputs, name) for name in _FUSION_OUTPUTS}
         return {name: value for name, value in found.items() if value is not None}
 
-    # Items were embedded beforehand.
-    params = {name: value for name, value in variables["params"].items() if name != "content_tower"}
-    arrays = jax.device_get(flatten({**variables, "params": params}))
-    groups = {"fusion": Parameters(arrays, settings)}
-    return Function(function, groups, tuple(sizes), tuple(inputs), _FUSION_OUTPUTS)
+    sizes = (BATCH, *(reading.size for reading in readings.values()))
+    return Function(function, groups, sizes, tuple(inputs), _FUSION_OUTPUTS)
 
 
-def _batch(names: list[str], given: dict[str, Any]) -> Batch:
+def _batch(sequences: Mapping[str, TokenSequence], given: Mapping[str, Any]) -> Batch:
     """One record a row."""
-    sequences = {
-        name: TokenSequence(
-            given[f"{name}_features"], _segment_ids(given[f"{name}_features"], given[f"{name}_lengths"])
-        )
-        for name in names
-    }
-    num_records = given[f"{names[0]}_lengths"].shape[0]
+    num_records = next(iter(sequences.values())).segment_ids.shape[0]
     user = UserContext(given.get("user_index"), given.get("user_profile"), given.get("user_has_profile"))
     return Batch(
         vision=sequences.get("vision"),
@@ -160,13 +194,10 @@ def _batch(names: list[str], given: dict[str, Any]) -> Batch:
     )
 
 
-def _segment_ids(tokens: Array, lengths: Int[Array, "rows"]) -> Int[Array, "rows tokens"]:
-    """1 for a row's first tokens, 0 for what follows them."""
-    return (jnp.arange(tokens.shape[1])[None] < lengths[:, None]).astype(jnp.int32)
-
-
 def top_k_function(run: BestRun, *, k: int, index: Path | None, platforms: tuple[str, ...]) -> Function:
     """The run's model, and the best items of a catalogue for what it read: no score of another item leaves the device.
+
+    With encoders inside it reads what :func:`end_to_end_function` does, without them what :func:`fusion_function` does.
 
     Args:
         run: trained to rank.
@@ -177,7 +208,8 @@ def top_k_function(run: BestRun, *, k: int, index: Path | None, platforms: tuple
     Raises:
         InputError: the run does not rank, or the index is not its own.
     """
-    encoder, fusion = ItemEncoder(run), fusion_function(run)
+    encoder = ItemEncoder(run)
+    fusion = end_to_end_function(run) if run.config.model.encoders.folders() else fusion_function(run)
     mesh = mesh_over(jax.devices()[:1])
     # Blocks that suit accelerators cost a processor some of its caches, and the other way round costs much more.
     block_size = CPU_BLOCK_SIZE if platforms == ("cpu",) else BLOCK_SIZE
@@ -232,87 +264,13 @@ def _items(
     return {**found, **({} if scales is None else {"scales": scales})}, tuple(ids)
 
 
-def encoder_functions(clips: ClipEncoder, config: ExtractionConfig) -> dict[str, Function]:
-    """The encoders of an extraction, by name: what they give is what a fusion model on its features reads.
-
-    Args:
-        clips: the encoders.
-        config: of the extraction.
-    """
-    found = {}
-    for name, encoder in clips.encoders.items():
-        if isinstance(encoder, VisionEncoder):
-            function = _vision_function(encoder)
-        elif isinstance(encoder, AudioEncoder):
-            function = _audio_function(encoder)
-        else:
-            function = _text_function(encoder, config.text.max_tokens)
-        found[f"{name}_encoder"] = function
-    return found
-
-
-def _encoders_of(run: BestRun) -> tuple[ClipEncoder, ExtractionConfig]:
-    """Those that made the features of the run's data set."""
-    return open_encoders(run.dataset.path / EXTRACTION_NAME, run.config.data.modalities, run.dataset.spec, ClipEncoder)
-
-
-def _encoder_parameters(encoder: VisionEncoder | AudioEncoder | TextEncoder, **more: Any) -> Parameters:
-    settings = {"producer": dataclasses.asdict(encoder.producer), "dtype": encoder.dtype, **more}
-    return Parameters(jax.device_get(flatten(encoder.parameters)), settings)
-
-
-def _vision_function(encoder: VisionEncoder) -> Function:
-    preprocessing = encoder.preprocessing
-
-    def function(parameters: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
-        states = encoder.encode(unflatten(parameters["vision_encoder"]), given["pixels"])
-        return {"features": states.astype(encoder.dtype)}
-
-    shape = f"frames, {preprocessing.height}, {preprocessing.width}, 3"
-    return Function(
-        function,
-        {"vision_encoder": _encoder_parameters(encoder, preprocessing=dataclasses.asdict(preprocessing))},
-        (Size("frames", 1, 0),),
-        (Tensor("pixels", shape, "uint8", "frames, resized as settings.preprocessing says"),),
-        {"features": "a token for each frame"},
-    )
-
-
-def _audio_function(encoder: AudioEncoder) -> Function:
-    def function(parameters: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
-        states, is_valid = encoder.encode(unflatten(parameters["audio_encoder"]), given["samples"], given["lengths"])
-        return {"features": states.astype(encoder.dtype), "lengths": is_valid.sum(axis=1, dtype=jnp.int32)}
-
-    preprocessing = encoder.preprocessing
-    most = int(LONGEST_SECONDS * SAMPLING_RATE)
-    return Function(
-        function,
-        {"audio_encoder": _encoder_parameters(encoder, preprocessing=dataclasses.asdict(preprocessing))},
-        (BATCH, Size("samples", encoder.settings.fewest_samples, most)),
-        (
-            Tensor("samples", "batch, samples", "float32", "one channel, normalised as settings.preprocessing says"),
-            Tensor("lengths", "batch", "int32", "samples of each row; 0 for a row of padding"),
-        ),
-        {"features": "tokens; zeros behind a row's last one", "lengths": "tokens of each row"},
-    )
-
-
-def _text_function(encoder: TextEncoder, max_tokens: int) -> Function:
-    def function(parameters: dict[str, dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
-        ids = given["token_ids"]
-        states = encoder.encode(unflatten(parameters["text_encoder"]), ids, _segment_ids(ids, given["lengths"]))
-        return {"features": states.astype(encoder.dtype)}
-
-    return Function(
-        function,
-        {"text_encoder": _encoder_parameters(encoder, max_tokens=max_tokens)},
-        (BATCH, Size("tokens", 1, max_tokens)),
-        (
-            Tensor("token_ids", "batch, tokens", "int32", "of the checkpoint's tokenizer, one text a row"),
-            Tensor("lengths", "batch", "int32", "tokens of each text; 0 for a row of padding"),
-        ),
-        {"features": "a state for each token; zeros behind a text's last one"},
-    )
+def _encoder_functions(run: BestRun) -> dict[str, Function]:
+    """The encoders inside the run's model; those that made its features, where there are none and these are known."""
+    inner = inner_encoder_functions(run)
+    if inner:
+        return inner
+    path = run.dataset.path / EXTRACTION_NAME
+    return encoder_functions(*open_encoders(path, run.config.data.modalities, run.dataset.spec, ClipEncoder))
 
 
 def functions(
@@ -328,7 +286,8 @@ def functions(
 
     Args:
         run: any.
-        parts: some of "fusion", "encoders", "top_k"; None takes those that the run has, and reports which it lacks.
+        parts: some of "fusion", "encoders", "end_to_end", "top_k"; None takes those that the run has, and reports which
+            it lacks.
         k: see :func:`top_k_function`.
         index: see :func:`top_k_function`.
         platforms: that the programs will run on.
@@ -339,13 +298,15 @@ def functions(
     """
     makers: dict[str, Callable[[], dict[str, Function]]] = {
         "fusion": lambda: {"fusion": fusion_function(run)},
-        "encoders": lambda: encoder_functions(*_encoders_of(run)),
+        "encoders": lambda: _encoder_functions(run),
+        "end_to_end": lambda: {"end_to_end": end_to_end_function(run)},
         "top_k": lambda: {"top_k": top_k_function(run, k=k, index=index, platforms=platforms)},
     }
     found: dict[str, Function] = {}
     refusals: list[InputError] = []
     for part, make in makers.items():
-        if parts is not None and part not in parts:
+        is_wanted = part != "end_to_end" or bool(run.config.model.encoders.folders())
+        if not (is_wanted if parts is None else part in parts):
             continue
         try:
             found |= make()

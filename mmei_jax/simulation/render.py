@@ -10,9 +10,10 @@ holds and what pixels and samples hold are different observations of the same la
 therefore reported without a ceiling.
 
 The command writes ``clips.csv``, one row per record that has any modality, with the columns of
-``extraction.clips.Clip``; ``latents.csv``, what else is true of each record, to look at results by; and the files under
-``media/``: mp4 (H.264, AAC) for a record with vision, without an audio stream where audio is absent; wav for a record
-with audio and no vision; txt where there is text::
+``extraction.clips.Clip``; ``latents.csv``, what else is true of each record, to look at results by;
+``catalogue.jsonl``, ``slates.csv`` and ``relevant_items.csv``, what the records' users were shown and liked
+(``render_feedback.py``); and the files under ``media/``: mp4 (H.264, AAC) for a record with vision, without an audio
+stream where audio is absent; wav for a record with audio and no vision; txt where there is text::
 
     python -m mmei_jax.simulation.render --output=runs/data/rendered --num_records=200 --seed=1
     python -m mmei_jax.simulation.render --contact_sheet=faces.png
@@ -40,6 +41,16 @@ from jaxtyping import Float
 from mmei_jax.command import EXIT_TERMINATED, CommandParser, report_errors
 from mmei_jax.simulation.aigc_int import CHUNK_RECORDS, EMOTIONS, INTENTS
 from mmei_jax.simulation.render_drawing import draw_frames
+from mmei_jax.simulation.render_feedback import (
+    CATALOGUE_NAME,
+    RELEVANT_COLUMNS,
+    RELEVANT_NAME,
+    SLATE_COLUMNS,
+    SLATES_NAME,
+    catalogue_lines,
+    relevant_rows,
+    slate_rows,
+)
 from mmei_jax.simulation.render_media import SAMPLE_RATES_HZ, encode_mp4, encode_wav
 from mmei_jax.simulation.render_plan import RecordPlan, plan_records
 from mmei_jax.simulation.render_sheet import write_contact_sheet
@@ -205,17 +216,25 @@ def write_dataset(
 def _write(folder: Path, chunks: Iterable[list[RecordPlan]], options: RenderOptions, num_workers: int) -> int:
     render = functools.partial(write_files, options=options, folder=folder)
     num_bytes = 0
+    with (folder / CATALOGUE_NAME).open("w", encoding="utf-8", newline="") as file:
+        file.writelines(catalogue_lines())
     with (
         _open_table(folder / LIST_NAME, COLUMNS) as clips,
         _open_table(folder / LATENTS_NAME, LATENT_COLUMNS) as latents,
+        _open_table(folder / SLATES_NAME, SLATE_COLUMNS) as slates,
+        _open_table(folder / RELEVANT_NAME, RELEVANT_COLUMNS) as relevant,
         _start_workers(num_workers) as map_in_order,
     ):
         for plans in chunks:
             (folder / media_folder(plans[0])).mkdir(parents=True)
             num_bytes += sum(map_in_order(render, plans))
             # About one record in 12,000 lacks all modalities: there is no clip to list.
-            clips.writerows(list_row(plan) for plan in plans if plan.is_informative)
-            latents.writerows(latents_row(plan) for plan in plans)
+            listed = [plan for plan in plans if plan.is_informative]
+            clips.writerows(map(list_row, listed))
+            latents.writerows(map(latents_row, plans))
+            if listed:
+                slates.writerows(slate_rows(listed))
+                relevant.writerows(relevant_rows(listed))
     return num_bytes
 
 
