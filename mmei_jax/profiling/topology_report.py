@@ -84,10 +84,11 @@ def _conditions(versions: Mapping[str, str], config: Config) -> str:
     encoders, data = config.model.encoders, config.data
     tokens = ", ".join(f"{getattr(data.max_tokens, name)[-1]:,} {name}" for name in data.modalities)
     inside = ", ".join(encoders.folders()) or "none"
+    num_micro_batches = config.train.gradient_accumulation_steps
     return (
         f"One update of {config.model.architecture} in {config.model.compute_dtype}, encoders inside the model: {inside} "
-        f"(remat {encoders.remat}), {config.train.gradient_accumulation_steps} micro-batch(es), at most {tokens} "
-        f"tokens a record. Compiled ahead of time, without a TPU, by {found}:"
+        f"(remat {encoders.remat}), {num_micro_batches} micro-batch(es), at most {tokens} tokens a record. Compiled ahead "
+        f"of time, without a TPU, by {found}:"
     )
 
 
