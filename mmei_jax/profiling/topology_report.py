@@ -86,9 +86,9 @@ def _conditions(versions: Mapping[str, str], config: Config) -> str:
     inside = ", ".join(encoders.folders()) or "none"
     num_micro_batches = config.train.gradient_accumulation_steps
     return (
-        f"One update of {config.model.architecture} in {config.model.compute_dtype}, encoders inside the model: {inside} "
-        f"(remat {encoders.remat}), {num_micro_batches} micro-batch(es), at most {tokens} tokens a record. Compiled ahead "
-        f"of time, without a TPU, by {found}:"
+        f"One update of {config.model.architecture} in {config.model.compute_dtype}, encoders inside the model: "
+        f"{inside} (remat {encoders.remat}), {num_micro_batches} micro-batch(es), at most {tokens} tokens a record. "
+        f"Compiled ahead of time, without a TPU, by {found}:"
     )
 
 
