@@ -22,15 +22,15 @@ BASE_CHIPS = 16
 _HOW = """\
 ## How it is calculated
 
-* **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by kind is of
-  one chip.
+* **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by
+  kind is of one chip; temporaries are activations, gradients and what is computed again.
 * **FLOPs** are of one chip and one update. Those of the *model* are its matrix products and convolutions, forward and
   backward, counted before compilation; *compiled* are those of the program's products, what remat computes again among
   them.
 * **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes
   at the rate of the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the
-  figure is the same for 4 chips and for 256. With (text) it is the same
-  calculation on the program's text, loops as often as they run, which the compiler counts once (gradient accumulation).
+  figure is the same for 4 chips and for 256. With (text) it is the same calculation on the program's text, loops as
+  often as they run: the compiler counts them once (gradient accumulation).
 * **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at
   the clock that the peak implies: nearer to what a chip will do, and again without collectives.
 * **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind
