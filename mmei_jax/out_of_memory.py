@@ -62,18 +62,19 @@ def saving_lines(savings: Sequence[Saving]) -> list[str]:
     return ["settings that would reduce it most, each by itself (estimated):", *lines]
 
 
-def shown_bytes(num_bytes: float) -> str:
+def shown_bytes(num_bytes: int) -> str:
     """Bytes for people.
 
     Example:
         >>> shown_bytes(3 * 2**30), shown_bytes(100)
         ('3.0 GiB', '100 B')
     """
+    size = float(num_bytes)
     for unit in _UNITS[:-1]:
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} {_UNITS[-1]}"
+        if size < 1024.0:
+            return f"{num_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024.0
+    return f"{size:.1f} {_UNITS[-1]}"
 
 
 def _headline(error: jax.errors.JaxRuntimeError) -> str:

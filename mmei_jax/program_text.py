@@ -123,8 +123,8 @@ def parse_program(text: str) -> ProgramText:
             current.append(Instruction(name, shape, opcode, operands, rest, is_root=root is not None))
     if not entry:
         raise ValueError("no ENTRY computation: expected the text of a compiled program")
-    found = {name: _with_trip_counts(own, computations) for name, own in computations.items()}
-    return ProgramText(found, entry)
+    counted = {name: _with_trip_counts(own, computations) for name, own in computations.items()}
+    return ProgramText(counted, entry)
 
 
 def _with_trip_counts(

@@ -118,7 +118,8 @@ def test_state_is_counted_exactly_and_the_rest_like_the_compiler(data):
     memory = describe_program(parts.lower().compile(), state=parts.state_shapes()).memory
     assert now.parameters == memory.parameters
     assert now.optimizer_state == memory.optimizer_state
-    assert now.batches == pytest.approx(3 * memory.batch, rel=0.02)
+    # The compiler drops what nothing reads.
+    assert 0.95 * now.batches <= 3 * memory.batch <= now.batches
     assert 0.4 < memory.temporaries / (now.gradients + now.activations) < 1.5
 
 

@@ -85,6 +85,8 @@ def test_costs_are_those_of_one_chip():
     costs = costs_of(facts, times, V5E, model_flops=320.0)
     assert (costs.model_flops, costs.product_flops, costs.flops, costs.times) == (20.0, 6.0, 7.0, times)
     assert costs.memory_bytes == 401
+    assert costs.memory["temporaries"] == 50
+    assert not {"activations", "workspace"} & set(costs.memory)
     assert costs.sent_bytes == 300
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,13 @@ from tests import processes, tiny
 NUM_STEPS = 6
 # Two shapes of batches.
 CHANGES = {
+    **tiny.LEAST,
     "data__modalities": ("vision", "text"),
-    "data__max_tokens": {"vision": (5, 16), "audio": (24, 24), "text": (9, 16)},
+    "data__max_tokens": {"vision": (12, 16), "audio": (24, 24), "text": (12, 16)},
     "data__batch_size": 4,
 }
-NUM_DEVICES = 4
+NUM_DEVICES, LEAST = 4, "--config.model.architecture=pooled_logistic"
+OLD_TRACE = "trace/plugins/profile/2020_01_01/host.xplane.pb"
 
 
 def small(monkeypatch):
@@ -44,6 +45,9 @@ def config(data):
 def report(config, tmp_path_factory):
     """Of one device: the folder, and the lines for the terminal."""
     folder = tmp_path_factory.mktemp("profile") / "report"
+    (folder / OLD_TRACE).parent.mkdir(parents=True)
+    (folder / OLD_TRACE).write_text("no trace that could be read")
+    (folder / "profile.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         small(patch)
         lines = profile_training(config, folder, num_steps=NUM_STEPS, command="the command")
@@ -59,7 +63,7 @@ def found(report):
 def split(data, tmp_path_factory):
     """Of four devices: the command's outcome, and its figures."""
     folder = tmp_path_factory.mktemp("profile") / "split"
-    flags = ["--config=tests/tiny_config.py", f"--config.data.path={data}", "--config.mesh.fsdp=2", "--steps=2"]
+    flags = ["--config=tests/tiny_config.py", f"--config.data.path={data}", "--config.mesh.fsdp=2", "--steps=2", LEAST]
     code, output = processes.run(
         "-m", "mmei_jax.profiling", *flags, f"--output={folder}", env=processes.environment(num_devices=NUM_DEVICES)
     )
@@ -79,7 +83,7 @@ def test_files_are_written_and_the_trace_is_kept(report):
     for section in ("Memory", "Compilation", "Operations", "Exchange between devices", "What the figures mean"):
         assert f"\n## {section}\n" in text
     assert "The update sends nothing between devices." in text
-    assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 1
+    assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 2
     # For Perfetto.
     assert len(list((folder / "trace").rglob("*.trace.json.gz"))) == 1
 
@@ -146,7 +150,7 @@ def test_operations_have_time_and_what_bounds_them(found):
     operations = found["operations"]
     assert len(operations) > 20
     assert [one["seconds"] for one in operations] == sorted((one["seconds"] for one in operations), reverse=True)
-    assert {"compute", "memory"} <= {one["bound"] for one in operations} <= {"compute", "memory", "unknown"}
+    assert "memory" in {one["bound"] for one in operations} <= {"compute", "memory", "unknown"}
     assert any("transpose(jvp" in one["op_name"] for one in operations)
     assert sum(found["seconds_by_bound"].values()) == pytest.approx(sum(one["seconds"] for one in operations))
     assert 0.0 < found["traced"]["device_busy_share"] <= 1.0
@@ -172,13 +176,10 @@ def test_collectives_have_bytes_and_time(split):
     assert re.search(r"\| all-reduce \| \d+ \| [\d,]+ \| [\d.]+ \|", (folder / "profile.md").read_text())
 
 
-def test_folder_can_be_used_again(report, config, tmp_path):
-    folder = shutil.copytree(report[0], tmp_path / "again")
-    with pytest.MonkeyPatch.context() as patch:
-        small(patch)
-        profile_training(config, folder, num_steps=1)
-    assert json.loads((folder / "profile.json").read_text())["throughput"]["num_steps"] == 1
-    assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 2
+def test_what_an_earlier_profile_wrote_is_replaced_and_its_trace_kept(report, found):
+    folder = report[0]
+    assert found["command"] == "the command"
+    assert (folder / OLD_TRACE).read_text() == "no trace that could be read"
 
 
 def test_wrong_steps_are_refused_and_leave_nothing(config, tmp_path):

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mmei_jax.config import Config
 from mmei_jax.out_of_memory import explained
 from mmei_jax.profiling.measurement import measure
@@ -89,6 +91,8 @@ def main() -> None:
         flags.mark_flag_as_required("config")
 
     def predict(config: Config, output: Path, started_by: str) -> int:
+        # Nothing runs: devices of this machine are left alone.
+        jax.config.update("jax_platforms", "cpu")
         if given["steps"].present:
             raise InputError(f"--steps={given['steps'].value}: expected none with --topology, for which nothing runs")
         predict_topologies(

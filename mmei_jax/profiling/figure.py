@@ -64,3 +64,7 @@ def _draw_roofline(axes: Axes, profile: Profile, timed: Sequence[TimedOperation]
     axes.set(
         title="Roofline, measured", xlabel="FLOPs per byte", ylabel="GFLOP/s of one device", xscale="log", yscale="log"
     )
+    # The report's style reads no mathematics, with which powers of ten would be written.
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmei_jax.collectives import Collective
 from mmei_jax.profiling.candidates import MeshShape, best_of
-from mmei_jax.profiling.programs import ProgramFacts
+from mmei_jax.profiling.programs import MemoryUse, ProgramFacts
 from mmei_jax.profiling.topologies import Chip, Topology, parse_topology
 from mmei_jax.profiling.tpu_times import TpuTimes
 
@@ -142,7 +142,7 @@ def costs_of(facts: ProgramFacts, times: TpuTimes, chip: Chip, *, model_flops: f
         model_flops: of the whole update, over all chips.
     """
     return Costs(
-        memory=facts.memory.by_kind(),
+        memory=_memory_of(facts.memory),
         model_flops=model_flops / facts.num_devices,
         product_flops=facts.product_flops,
         flops=facts.flops,
@@ -150,6 +150,13 @@ def costs_of(facts: ProgramFacts, times: TpuTimes, chip: Chip, *, model_flops: f
         times=times,
         collectives=collective_uses(facts.collectives, chip),
     )
+
+
+def _memory_of(memory: MemoryUse) -> dict[str, int]:
+    """By kind; of temporaries the sum, because texts of programs for TPUs do not tell what the forward pass keeps."""
+    split = ("activations", "workspace")
+    kinds = {kind: size for kind, size in memory.by_kind().items() if kind not in split}
+    return {**kinds, "temporaries": memory.temporaries}
 
 
 def collective_uses(collectives: Iterable[Collective], chip: Chip) -> tuple[CollectiveUse, ...]:

@@ -24,7 +24,6 @@ from mmei_jax.profiling.programs import describe_program
 from mmei_jax.profiling.topologies import Topology, parse_topology, topology_devices
 from mmei_jax.profiling.topology_report import topology_report
 from mmei_jax.profiling.tpu_times import tpu_times
-from mmei_jax.program_text import parse_program
 from mmei_jax.sharding import mesh_over
 from mmei_jax.types import InputError
 from mmei_jax.workdir import read_versioned, write_json, write_text
@@ -123,9 +122,15 @@ def predict(
     else:
         seconds = time.perf_counter() - started
         facts = describe_program(compiled, state=parts.state_shapes())
-        times = tpu_times(facts, parse_program(compiled.as_text() or ""), topology.chip)
+        times = tpu_times(facts, _optimal_seconds(compiled), topology.chip)
         costs = costs_of(facts, times, topology.chip, model_flops=lowering.model_flops(num_records))
     return Prediction(topology.name, shape, records_per_chip, seconds, costs, refusal)
+
+
+def _optimal_seconds(compiled: jax.stages.Compiled) -> float | None:
+    costs: Any = compiled.cost_analysis()
+    found = (costs or {}).get("optimal_seconds")
+    return None if found is None else float(found)
 
 
 def describe(prediction: Prediction) -> str:

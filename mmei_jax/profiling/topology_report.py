@@ -22,15 +22,15 @@ BASE_CHIPS = 16
 _HOW = """\
 ## How it is calculated
 
-* **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by kind is of
-  one chip.
+* **Fits** says the compiler: it refuses a program that needs more than it gives of a chip's HBM. Memory by
+  kind is of one chip; temporaries are activations, gradients and what is computed again.
 * **FLOPs** are of one chip and one update. Those of the *model* are its matrix products and convolutions, forward and
   backward, counted before compilation; *compiled* are those of the program's products, what remat computes again among
   them.
 * **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes
   at the rate of the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the
-  figure is the same for 4 chips and for 256. With (text) it is the same calculation on the program's text, because the
-  compiler's figure cannot be used where there are loops (gradient accumulation).
+  figure is the same for 4 chips and for 256. With (text) it is the same calculation on the program's text, loops as
+  often as they run: the compiler counts them once (gradient accumulation).
 * **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at
   the clock that the peak implies: nearer to what a chip will do, and again without collectives.
 * **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind
@@ -84,10 +84,11 @@ def _conditions(versions: Mapping[str, str], config: Config) -> str:
     encoders, data = config.model.encoders, config.data
     tokens = ", ".join(f"{getattr(data.max_tokens, name)[-1]:,} {name}" for name in data.modalities)
     inside = ", ".join(encoders.folders()) or "none"
+    num_micro_batches = config.train.gradient_accumulation_steps
     return (
-        f"One update of {config.model.architecture} in {config.model.compute_dtype}, encoders inside the model: {inside} "
-        f"(remat {encoders.remat}), {config.train.gradient_accumulation_steps} micro-batch(es), at most {tokens} "
-        f"tokens a record. Compiled ahead of time, without a TPU, by {found}:"
+        f"One update of {config.model.architecture} in {config.model.compute_dtype}, encoders inside the model: "
+        f"{inside} (remat {encoders.remat}), {num_micro_batches} micro-batch(es), at most {tokens} tokens a record. "
+        f"Compiled ahead of time, without a TPU, by {found}:"
     )
 
 
