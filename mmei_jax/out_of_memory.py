@@ -12,7 +12,7 @@ from mmei_jax.training_parts import TrainingParts, prepare
 from mmei_jax.types import InputError, OutOfMemoryError
 
 _STATUS = "RESOURCE_EXHAUSTED"
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def is_out_of_memory(error: Exception) -> bool:
