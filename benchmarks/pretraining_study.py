@@ -39,7 +39,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks import rounds
 from benchmarks.learning_curve import INVERSE_PENALTIES, pooled_features
-from configs import pretrain, quickstart
+from configs import pretrain, quickstart, table1_small
 from mmei_jax import input_pipeline
 from mmei_jax.command import CommandParser, report_errors
 from mmei_jax.config import Config, parse
@@ -112,8 +112,9 @@ class Study:
 
     def pretraining_config(self, data: Path, seed: int) -> Config:
         """Of a seed's pretraining."""
-        config = self._sized(pretrain.get_config(), data, seed, self.train_splits(), self.pretraining_epochs)
+        config = pretrain.get_config()
         config.data.batch_size = min(config.data.batch_size, self.num_train // 2)
+        self._resize(config, data, seed, self.train_splits(), self.pretraining_epochs)
         return parse(config.to_dict())
 
     def tuning_config(self, data: Path, seed: int, share: float, initial: Path | None) -> Config:
@@ -125,24 +126,28 @@ class Study:
             share: of the training labels.
             initial: folder of the pretraining that it begins with; None begins with random parameters.
         """
-        splits = self.labelled_splits(seed, share)
-        config = self._sized(quickstart.get_config(), data, seed, splits, self.epochs[share])
+        config = quickstart.get_config()
         config.data.batch_size = self.batch_size
+        self._resize(config, data, seed, self.labelled_splits(seed, share), self.epochs[share])
         config.loss.ranking = "none"
         config.train.initial_workdir = "" if initial is None else str(initial)
         return parse(config.to_dict())
 
-    def _sized(
+    def _resize(
         self, config: ml_collections.ConfigDict, data: Path, seed: int, splits: tuple[str, ...], num_epochs: int
-    ) -> ml_collections.ConfigDict:
+    ) -> None:
         config.seed = seed
         config.data.path = str(data)
         config.data.train_splits = splits
-        # Room for the longest record, in one shape.
-        config.data.max_tokens = ml_collections.ConfigDict(dict(vision=(18,), audio=(28,), text=(24,)))
+        # Sizes of table1_small: half of the time, most of it on tokens rather than padding.
+        small = table1_small.get_config()
+        for key in ("max_tokens", "packing"):
+            config.data[key] = small.data[key]
+        config.data.packing.num_rows = (-(-config.data.batch_size * 2 // 5),)
+        for key in ("num_heads", "feedforward_dim"):
+            config.model[key] = small.model[key]
         config.train.num_epochs = num_epochs
         config.train.evaluate_every_epochs = max(1, num_epochs // 10)
-        return config
 
 
 FULL = Study(

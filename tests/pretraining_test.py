@@ -178,11 +178,14 @@ def open_state(config, model, mesh):
 
 def test_tables_are_of_tasks_alone():
     values = tiny_table_config.get_config().to_dict()
-    values["pretraining"]["contrastive_weight"] = 1.0
-    with pytest.raises(InputError, match=r"config\.pretraining\.contrastive_weight = 1\.0: expected 0 in a table"):
+    values["table"]["rows"]["mmei"]["pretraining"] = {"contrastive_weight": 1.0}
+    with pytest.raises(
+        InputError, match=r"row .mmei.: config\.pretraining\.contrastive_weight = 1\.0: expected 0 in a table"
+    ):
         parse_table(values)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_one_that_was_never_stopped(unlabelled, pretrained, tmp_path, monkeypatch):
     config = tiny.config(unlabelled, train__num_epochs=4, **PRETRAINING)
     monkeypatch.setattr("mmei_jax.training.TrainingLog", tiny.StopAfter)

@@ -69,9 +69,13 @@ def read_run(workdir: Path, split: str, data_path: str | None, command: str | No
         command: the command line that evaluates; None where Python code does.
 
     Raises:
-        InputError: something is missing or damaged; names the file.
+        InputError: something is missing or damaged; names the file. Or the run has no task.
     """
     config = read_config(workdir, data_path)
+    if config.loss.emotion == "none":
+        raise InputError(
+            f"{workdir}: a run of pretraining, without any task: expected one with predictions to report on"
+        )
     dataset = Dataset.open(config.data.path)
     summary = read_json(workdir / "eval" / f"{split}.json", "what train.py or eval.py wrote")
     names = {name: label.class_names for name, label in dataset.spec.labels.items()}

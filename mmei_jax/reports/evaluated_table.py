@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from mmei_jax.config import Config, parse
 from mmei_jax.record_schema import Producer
 from mmei_jax.records import Dataset
 from mmei_jax.reports.paper_table import ROW_TITLES, TITLES_BY_ENCODER
-from mmei_jax.reports.record_table import RecordTable, read_record_table
+from mmei_jax.reports.record_table import RecordTable, TaskKind, read_record_table
 from mmei_jax.reports.resampling import WeightedMetrics
 from mmei_jax.reports.tables import escaped
 from mmei_jax.workdir import read_json
@@ -147,7 +147,8 @@ def _read_row(workdir: Path, split: str, name: str, result: dict[str, Any]) -> R
     records = [
         read_record_table(
             workdir / "eval" / split / name / f"seed_{seed}_predictions.parquet",
-            config.loss.emotion,
+            # Tables have tasks.
+            cast(TaskKind, config.loss.emotion),
             names[config.loss.emotion_label],
             names.get("intent", ()),
         )
