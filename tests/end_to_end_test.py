@@ -28,6 +28,8 @@ def run(*arguments):
     return output
 
 
+# Nine commands, each with its own imports and programs.
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_rendered_clips_end_in_a_run_that_ranks_and_is_exported(tmp_path):
     rendered, encoders, workdir = (tmp_path / name for name in ("rendered", "encoders", "run"))
@@ -62,6 +64,7 @@ def test_rendered_clips_end_in_a_run_that_ranks_and_is_exported(tmp_path):
     assert metrics["loss/ranking"] > 0.0
     assert "content_tower/encoder/" in (workdir / "parameters.txt").read_text()
     export = tmp_path / "export"
-    run("-m", "mmei_jax.serving", "export", f"--workdir={workdir}", f"--output={export}", "--platforms=cpu")
+    given = (f"--workdir={workdir}", f"--output={export}", "--platforms=cpu", "--parts=end_to_end")
+    run("-m", "mmei_jax.serving", "export", *given)
     told = run("-m", "mmei_jax.serving", "check", f"--export={export}", f"--workdir={workdir}")
     assert "end_to_end: at most" in told
