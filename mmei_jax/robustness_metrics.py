@@ -120,6 +120,10 @@ class Robustness:
     constant: Mapping[str, Mapping[str, float]]
     num_records: Mapping[str, int]
 
+    def has(self, metric: str) -> bool:
+        """Whether the model has the metric's task."""
+        return metric in self.figures[ALL]
+
     def share_kept(self, metric: str, part: str = ALL) -> Float[np.ndarray, "subsets missing noise"]:
         """Of every condition, against the clean one; NaN where a constant answer is not defined, or is as good."""
         scores, constant = self.figures[part][metric], self.constant[part].get(metric, float("nan"))
@@ -163,7 +167,7 @@ def scores_of(found: Robustness) -> list[str]:
         >>> scores_of(found)
         ['emotion/mae']
     """
-    return [name for name in SCORES if name in found.figures[ALL]]
+    return [name for name in SCORES if found.has(name)]
 
 
 def area_under_curve(levels: Float[np.ndarray, "levels"], scores: Float[np.ndarray, "levels"]) -> float:

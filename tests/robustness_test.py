@@ -23,7 +23,7 @@ from mmei_jax.corruptions import corrupt, draw
 from mmei_jax.evaluation import Evaluator, open_best_run
 from mmei_jax.metrics import batch_metrics, compute_all, merge_all
 from mmei_jax.records import Split
-from mmei_jax.reports.robustness_card import CardSubject
+from mmei_jax.reports.robustness_card import CardSubject, card_lines
 from mmei_jax.robustness import RobustnessEvaluator, grid_conditions, main, measure_robustness, record_parts
 from mmei_jax.robustness_files import summary, table, write_robustness
 from mmei_jax.robustness_metrics import ALL, CONFLICT, NO_CONFLICT, Grid
@@ -296,6 +296,22 @@ def test_several_models_and_seeds_share_a_card(run, found, evaluator, tmp_path):
     pair = sorted(part.figures[ALL]["emotion/accuracy"][GRID.clean] for part in others)
     assert f"{np.mean(pair):.4f} ({pair[0]:.4f} to {pair[1]:.4f})" in text
     assert [model["name"] for model in json.loads(files[".json"])["models"]] == ["ours", "another", "another"]
+
+
+def test_model_without_a_task_is_left_out_of_what_is_told_of_it(run, found, tmp_path):
+    figures = {
+        part: {name: values for name, values in scores.items() if not name.startswith(("intent/", "joint/"))}
+        for part, scores in found.figures.items()
+    }
+    other = dataclasses.replace(found, name="of emotion alone", figures=figures)
+    text = read(write_robustness(tmp_path, "test", [found, other], subject_of(run), {}))[".md"].decode()
+    sections = {section.partition("\n")[0]: section for section in text.split("### ")[1:]}
+    assert "| of emotion alone | vision+audio+text |" in sections["emotion/accuracy"]
+    assert "of emotion alone" not in sections["intent/accuracy"]
+    assert "| vision+audio+text |" in sections["intent/accuracy"]
+    lines = "\n".join(card_lines([found, other], subject_of(run)))
+    assert "of emotion alone:" in lines.partition("intent/accuracy")[0]
+    assert "of emotion alone:" not in lines.partition("intent/accuracy")[2]
 
 
 def test_models_on_several_grids_share_no_card(run, found, tmp_path):

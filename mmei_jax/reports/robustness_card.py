@@ -91,7 +91,8 @@ def robustness_section(rows: Sequence[Robustness], subject: CardSubject, *, pict
     blocks.append(_EXPLANATION)
     for metric in scores_of(rows[0]):
         if metric.endswith(_TOLD):
-            blocks += [f"### {escaped(metric)}", _subset_table(rows, subject, metric), _area_table(rows, metric)]
+            able = _having(rows, metric)
+            blocks += [f"### {escaped(metric)}", _subset_table(able, subject, metric), _area_table(able, metric)]
     if len(by_name(rows)) > 1:
         baseline = escaped(rows[0].name)
         blocks.append(
@@ -177,6 +178,11 @@ def _area_table(rows: Sequence[Robustness], metric: str) -> str:
     return markdown_table(header, lines, num_text_columns=len(_named(rows, "")) + 1)
 
 
+def _having(rows: Sequence[Robustness], metric: str) -> list[Robustness]:
+    """Those of the models that have the metric's task: a row of a table may be without."""
+    return [found for found in rows if found.has(metric)]
+
+
 def _named(rows: Sequence[Robustness], name: str) -> list[str]:
     """A cell for the model's name, where there are several."""
     return [escaped(name)] if len(by_name(rows)) > 1 else []
@@ -211,7 +217,7 @@ def card_lines(rows: Sequence[Robustness], subject: CardSubject) -> list[str]:
             continue
         lines += ["", f"{metric:<18}" + "".join(f"{title:>15}" for title in titles)]
         lines.append("-" * len(lines[-1]))
-        for name, runs in by_name(rows).items():
+        for name, runs in by_name(_having(rows, metric)).items():
             lines += [f"{name}:"] if len(by_name(rows)) > 1 else []
             for place, subset in enumerate(grid.subsets):
                 numbers = [

@@ -43,24 +43,28 @@ Groups = Mapping[str, Sequence[Robustness]]
 
 
 def robustness_figure(rows: Sequence[Robustness], ceilings: Mapping[str, Mapping[str, float]]) -> Figure:
-    """The whole picture, one column of panels for each task with classes.
+    """The whole picture, one column of panels for each task with classes that the first model has.
+
+    A model without the task is left out of its column.
 
     Args:
         rows: models on one grid, at least one, whose emotion task has a score in which more is better.
         ceilings: by metric and subset (``vision+text``), the exact score that is possible at best; {} where not known.
     """
     groups = by_name(rows)
+    colours = _colours(groups)
     metrics = drawn_scores(rows[0])
     figure = new_figure(12.4)
     panels = figure.subplots(4, len(metrics), squeeze=False, height_ratios=(1.15, 1.0, 1.0, 1.0))
     for column, metric in enumerate(metrics):
-        _draw_subsets(panels[0, column], groups, metric, ceilings.get(metric, {}))
+        able = {name: runs for name, runs in groups.items() if runs[0].has(metric)}
+        _draw_subsets(panels[0, column], able, colours, metric, ceilings.get(metric, {}))
         for place, axis in enumerate(("missing", "noise")):
-            _draw_curves(panels[1 + place, column], groups, metric, axis)
+            _draw_curves(panels[1 + place, column], able, colours, metric, axis)
         if len(groups) == 1:
             _draw_surface(panels[3, column], next(iter(groups.values())), metric)
         else:
-            _draw_summaries(panels[3, column], groups, metric)
+            _draw_summaries(panels[3, column], able, colours, metric)
     lowest = min(axes.get_ylim()[0] for axes in panels[:3].flat)
     for axes in panels[:3].flat:
         axes.set_ylim(min(lowest, 0.0) if lowest < 0.1 else lowest, 1.0)
@@ -97,7 +101,9 @@ def _colours(groups: Groups) -> dict[str, str]:
     return {name: _MODEL_COLOURS[place % len(_MODEL_COLOURS)] for place, name in enumerate(groups)}
 
 
-def _draw_subsets(axes: Axes, groups: Groups, metric: str, ceilings: Mapping[str, float]) -> None:
+def _draw_subsets(
+    axes: Axes, groups: Groups, colours: Mapping[str, str], metric: str, ceilings: Mapping[str, float]
+) -> None:
     """Clean scores by what is kept: all records as a dot, conflict and no conflict below and above."""
     grid = next(iter(groups.values()))[0].grid
     names = ["+".join(subset) for subset in grid.subsets]
@@ -106,7 +112,7 @@ def _draw_subsets(axes: Axes, groups: Groups, metric: str, ceilings: Mapping[str
     for (name, runs), offset in zip(groups.items(), offsets, strict=True):
         mean = {part: _clean(runs, metric, part) for part in (ALL, CONFLICT, NO_CONFLICT) if part in runs[0].figures}
         for place, kept in enumerate(names):
-            colour = by_subset[kept] if len(groups) == 1 else _colours(groups)[name]
+            colour = by_subset[kept] if len(colours) == 1 else colours[name]
             spread = [scores[place] for scores in mean.values()]
             axes.plot([place + offset] * 2, [min(spread), max(spread)], color=colour, linewidth=1, alpha=0.6)
             for part, scores in mean.items():
@@ -133,17 +139,17 @@ def _draw_constant(axes: Axes, groups: Groups, metric: str) -> None:
         axes.axhline(constant, color=GREY, linestyle=":", linewidth=1.2)
 
 
-def _draw_curves(axes: Axes, groups: Groups, metric: str, axis: str) -> None:
+def _draw_curves(axes: Axes, groups: Groups, colours: Mapping[str, str], metric: str, axis: str) -> None:
     first = next(iter(groups.values()))[0]
     every = first.grid.subsets[-1]
-    if len(groups) == 1:
+    if len(colours) == 1:
         (runs,) = groups.values()
         for subset in first.grid.subsets:
             colour = subset_colours(first.grid.modalities)["+".join(subset)]
             _draw_curve(axes, runs, metric, subset, axis, colour=colour, linewidth=2.2 if subset == every else 1.4)
     for name, runs in groups.items():
-        colour = _colours(groups)[name]
-        if len(groups) > 1:
+        colour = colours[name]
+        if len(colours) > 1:
             _draw_curve(axes, runs, metric, every, axis, colour=colour, linewidth=1.8)
         if CONFLICT in first.figures:
             _draw_curve(axes, runs, metric, every, axis, colour=colour, linewidth=1.3, linestyle="--", part=CONFLICT)
@@ -193,15 +199,14 @@ def _draw_surface(axes: Axes, runs: Sequence[Robustness], metric: str) -> None:
     axes.set_title("score and share kept, all modalities", fontsize=9.5)
 
 
-def _draw_summaries(axes: Axes, groups: Groups, metric: str) -> None:
+def _draw_summaries(axes: Axes, groups: Groups, colours: Mapping[str, str], metric: str) -> None:
     """Relative robustness of each model with all modalities; runs of one as their mean with their range."""
     offsets = np.linspace(-0.27, 0.27, len(groups))
     for (name, runs), offset in zip(groups.items(), offsets, strict=True):
         every = runs[0].grid.subsets[-1]
         for place, axis in enumerate(AXES):
             values = [found.relative(metric, every, axis) for found in runs]
-            colour = _colours(groups)[name]
-            axes.bar(place + offset, float(np.mean(values)), width=0.54 / len(groups), color=colour, alpha=0.85)
+            axes.bar(place + offset, float(np.mean(values)), width=0.54 / len(groups), color=colours[name], alpha=0.85)
             axes.plot([place + offset] * 2, [min(values), max(values)], color=INK, linewidth=1.2)
     axes.set_xticks(range(len(AXES)), [_SUMMARIES[axis] for axis in AXES])
     axes.grid(visible=False, axis="x")
