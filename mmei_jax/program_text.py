@@ -1,8 +1,10 @@
 """Reads the text of a compiled program, as ``compiled.as_text()`` gives it on any platform: what calls what how often.
 
-A loop's body runs as often as the loop does, where the compiler knows that.
+A loop's body runs as often as the loop does, where the compiler says that, or where the loop counts up to a number
+that stands in the text (XLA's TPU compiler leaves it at that).
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -20,6 +22,8 @@ _CALLED = re.compile(r"\b(calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _OP_NAME = re.compile(r'\bop_name="([^"]*)"')
+_INDEX = re.compile(r"\bindex=(\d+)")
+_ROLE = {role: re.compile(rf"\b{role}=%?([\w.\-]+)") for role in ("condition", "body")}
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Instruction:
         operands: what stands in its parentheses.
         rest: what follows them.
         is_root: whether it gives what its computation gives.
+        trip_count: how often the body of a loop runs; None where the text does not tell, and of what is no loop.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Instruction:
     operands: str
     rest: str
     is_root: bool = False
+    trip_count: int | None = None
 
     @property
     def op_name(self) -> str:
@@ -63,12 +69,6 @@ class Instruction:
         for branches in _BRANCHES.findall(self.rest):
             names += [name.strip().removeprefix("%") for name in branches.split(",")]
         return names
-
-    @property
-    def trip_count(self) -> int | None:
-        """How often the body of a loop runs; None where the compiler does not know."""
-        trips = _TRIP_COUNT.search(self.rest)
-        return int(trips.group(1)) if trips else None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,68 @@ def parse_program(text: str) -> ProgramText:
             current.append(Instruction(name, shape, opcode, operands, rest, is_root=root is not None))
     if not entry:
         raise ValueError("no ENTRY computation: expected the text of a compiled program")
-    return ProgramText(computations, entry)
+    counted = {name: _with_trip_counts(own, computations) for name, own in computations.items()}
+    return ProgramText(counted, entry)
+
+
+def _with_trip_counts(
+    instructions: Sequence[Instruction], computations: Mapping[str, Sequence[Instruction]]
+) -> list[Instruction]:
+    """The instructions, those that are loops with the number of their turns."""
+    found = []
+    for one in instructions:
+        if one.opcode == "while":
+            told = _TRIP_COUNT.search(one.rest)
+            turns = int(told.group(1)) if told else _counted_turns(one, instructions, computations)
+            found.append(dataclasses.replace(one, trip_count=turns))
+        else:
+            found.append(one)
+    return found
+
+
+def _counted_turns(
+    loop: Instruction, around: Sequence[Instruction], computations: Mapping[str, Sequence[Instruction]]
+) -> int | None:
+    """The turns of a loop that goes on while a number, 0 at first and 1 more after each turn, is below a constant."""
+    condition, body = (_ROLE[role].search(loop.rest) for role in ("condition", "body"))
+    if condition is None or body is None:
+        return None
+    test, turn = computations.get(condition.group(1), ()), computations.get(body.group(1), ())
+    compared = next((one for one in test if one.is_root), None)
+    if compared is None or compared.opcode != "compare" or "direction=LT" not in compared.rest:
+        return None
+    place, limit = (_defined(test, name) for name in compared.operand_names)
+    index = _INDEX.search(place.rest) if place and place.opcode == "get-tuple-element" else None
+    if index is None or limit is None or limit.opcode != "constant":
+        return None
+    number = int(index.group(1))
+    first = _element(around, _defined(around, loop.operand_names[0]), number)
+    after = _element(turn, next((one for one in turn if one.is_root), None), number)
+    if first is None or _constant(first) != 0 or after is None or after.opcode != "add":
+        return None
+    before, step = (_defined(turn, name) for name in after.operand_names)
+    own = _INDEX.search(before.rest) if before is not None and before.opcode == "get-tuple-element" else None
+    is_counted = own is not None and int(own.group(1)) == number and step is not None and _constant(step) == 1
+    return _constant(limit) if is_counted else None
+
+
+def _defined(instructions: Sequence[Instruction], name: str) -> Instruction | None:
+    """The instruction of a name; of a copy what is copied."""
+    found = next((one for one in instructions if one.name == name), None)
+    is_copy = found is not None and found.opcode in ("copy", "bitcast")
+    return _defined(instructions, found.operand_names[0]) if found is not None and is_copy else found
+
+
+def _element(instructions: Sequence[Instruction], made: Instruction | None, index: int) -> Instruction | None:
+    """What a tuple holds at a place."""
+    if made is None or made.opcode != "tuple" or index >= len(made.operand_names):
+        return None
+    return _defined(instructions, made.operand_names[index])
+
+
+def _constant(instruction: Instruction) -> int | None:
+    digits = re.fullmatch(r"\(?(-?\d+)\)?", instruction.operands) if instruction.opcode == "constant" else None
+    return int(digits.group(1)) if digits else None
 
 
 def visits(program: ProgramText) -> Iterator[Visit]:

@@ -135,8 +135,10 @@ def jit_train_step(step: TrainStep, shapes: TrainState) -> TrainStep:
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     mesh = cast(Mesh, cast(NamedSharding, shapes.step.sharding).mesh)
-    # Every process reads the whole report; a single one reads it wherever it is.
-    report = shapes.step.sharding if jax.process_count() > 1 else None
+    # Every process reads the whole report; a single one reads it wherever it is. Asked of the devices, which may be
+    # those of a topology that the update is only compiled for.
+    has_processes = len({device.process_index for device in mesh.devices.flat}) > 1
+    report = shapes.step.sharding if has_processes else None
     return jax.jit(
         place_activations(mesh, step),
         donate_argnums=0,

@@ -68,6 +68,7 @@ _DIM_LABELS = re.compile(r"\bdim_labels=(\w+)_(\w+)->(\w+)")
 _CONTRACTED = re.compile(r"\blhs_contracting_dims=\{([\d,]*)\}")
 _LIBRARY_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 _TARGET = re.compile(r'\bcustom_call_target="([^"]*)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Custom calls of which the text says what they compute, by what their target contains.
 _LIBRARY_PRODUCTS = ("cublas", "matmul", "gemm")
 # Custom calls that only mark or place what they are given.
@@ -108,6 +109,7 @@ class Operation:
         work: of one call.
         num_bytes: that one call reads and writes, where everything is read once.
         num_calls: when the program runs once; None in a loop of unknown length.
+        expected_cycles: of one call, where the compiler tells them (that for TPUs does, but of collectives); else 0.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Operation:
     work: Work
     num_bytes: int
     num_calls: int | None
+    expected_cycles: int = 0
 
     @property
     def is_collective(self) -> bool:
@@ -143,6 +146,7 @@ def read_operations(program: ProgramText) -> list[Operation]:
                     work=work_of.instruction(instruction, shapes),
                     num_bytes=_moved_bytes(instruction, shapes, program),
                     num_calls=visit.num_calls,
+                    expected_cycles=sum(int(cycles) for cycles in _CYCLES.findall(instruction.rest)),
                 )
             )
     return found
