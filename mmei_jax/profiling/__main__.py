@@ -1,8 +1,11 @@
-"""Profiles the training of a configuration on the devices that are there.
+r"""Profiles the training of a configuration on the devices that are there, or predicts it for TPUs that are not.
 
 For instance::
 
     python -m mmei_jax.profiling --config=configs/quickstart.py --steps=50 --output=runs/profile
+
+    python -m mmei_jax.profiling --config=configs/end_to_end.py --topology=v5e:4x4,v5e:16x16 --per_chip_batch=8 \
+        --output=runs/topologies
 """
 
 import shlex
@@ -10,11 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mmei_jax.config import Config
 from mmei_jax.out_of_memory import explained
 from mmei_jax.profiling.measurement import measure
 from mmei_jax.profiling.profile import make_profile
 from mmei_jax.profiling.report import TRACE_NAME, known_files, summary_lines, write_profile
+from mmei_jax.profiling.topology import PREDICTIONS_NAME, REPORT_NAME, predict_topologies
 from mmei_jax.training_parts import prepare
 from mmei_jax.types import InputError
 from mmei_jax.workdir import locked
@@ -68,8 +74,38 @@ def main() -> None:
             "config", None, "Configuration of a training; --config.group.key=value changes a key."
         )
         given["steps"] = flags.DEFINE_integer("steps", 20, "Updates that are timed.")
-        given["output"] = flags.DEFINE_string("output", "runs/profile", "Folder for the report and the trace.")
+        given["output"] = flags.DEFINE_string("output", "runs/profile", "Folder for the report, and the trace.")
+        given["topology"] = flags.DEFINE_list(
+            "topology",
+            [],
+            "TPU topologies to compile for, ahead of time, in place of measuring: such as v5e:16x16 or v4-32.",
+        )
+        given["meshes"] = flags.DEFINE_string(
+            "meshes", None, "With --topology: meshes to compile for, data x fsdp x tensor, such as 16x16x1,256x1x1."
+        )
+        given["per_chip_batch"] = flags.DEFINE_integer(
+            "per_chip_batch",
+            None,
+            "With --topology: records of an update for each chip; else config.data.batch_size over all.",
+        )
         flags.mark_flag_as_required("config")
+
+    def predict(config: Config, output: Path, started_by: str) -> int:
+        # Nothing runs: devices of this machine are left alone.
+        jax.config.update("jax_platforms", "cpu")
+        if given["steps"].present:
+            raise InputError(f"--steps={given['steps'].value}: expected none with --topology, for which nothing runs")
+        predict_topologies(
+            config,
+            given["topology"].value,
+            meshes=given["meshes"].value,
+            records_per_chip=given["per_chip_batch"].value,
+            output=output,
+            command=started_by,
+            report=lambda line: print(line, flush=True),
+        )
+        print(f"written: {output / REPORT_NAME}, {output / PREDICTIONS_NAME}")
+        return 0
 
     def run() -> int:
         keep_freed_memory()
@@ -77,6 +113,11 @@ def main() -> None:
         if is_table(values):
             raise InputError("--config: a table of many runs: expected the configuration of one, such as its base")
         started_by = shlex.join(["python", "-m", "mmei_jax.profiling", *sys.argv[1:]])
+        if given["topology"].value:
+            return predict(parse(values), output, started_by)
+        for name in ("meshes", "per_chip_batch"):
+            if given[name].value is not None:
+                raise InputError(f"--{name}={given[name].value}: expected --topology too, which it is for")
         for line in profile_training(parse(values), output, num_steps=given["steps"].value, command=started_by):
             print(line)
         print("written: " + ", ".join(str(path) for path in known_files(output)))
