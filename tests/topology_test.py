@@ -18,7 +18,7 @@ from mmei_jax.types import InputError
 from tests import processes, tiny
 
 ONE = MeshShape(1, 1, 1)
-CHANGES = {"data__modalities": ("vision", "text"), "data__batch_size": 4}
+CHANGES = {**tiny.LEAST, "data__modalities": ("vision", "text"), "data__batch_size": 4}
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 COMMAND = "mmei_jax/profiling/__main__.py"
 
@@ -176,8 +176,10 @@ def test_command_tells_what_is_wrong_in_one_line(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is not installed: pip install -e '.[tpu]'")
-def test_update_compiles_for_four_chips_that_are_not_there(config, tmp_path):
-    found, _ = run(config, tmp_path, ("v5e:2x2",), meshes="4x1x1,1x4x1")
+def test_update_compiles_for_four_chips_that_are_not_there(data, tmp_path):
+    found, _ = run(
+        tiny.config(data, **CHANGES | {"model__architecture": "mmei"}), tmp_path, ("v5e:2x2",), meshes="4x1x1,1x4x1"
+    )
     costs = {str(one.mesh): one.costs for one in found}
     assert all(one is not None for one in costs.values()), [one.refusal for one in found]
     data, fsdp = costs["4x1x1"], costs["1x4x1"]
