@@ -12,6 +12,8 @@ from mmei_jax.config import MaxTokens
 from mmei_jax.item_words import read_words
 from mmei_jax.optimizer import make_schedule
 from mmei_jax.raw_inputs import raw_encoding
+from mmei_jax.records import Dataset
+from mmei_jax.state import build_model
 from mmei_jax.training import train
 from mmei_jax.types import InputError, TrainState
 from mmei_jax.warm_start import with_initial_parameters
@@ -41,6 +43,8 @@ def test_every_key_is_read_outside_the_configuration_itself(data, tmp_path, monk
     for group in GROUPS:
         monkeypatch.setattr(group, "__getattribute__", watch(group), raising=False)
     train(config, tmp_path / "run")
+    # A model with objectives is of one architecture.
+    build_model(tiny.config(data), Dataset.open(data))
     stepped = dataclasses.replace(config.optimizer, schedule="step", step_epochs=(1,))
     make_schedule(stepped, num_steps=10, steps_per_epoch=5.0)
     folders = {name: str(folder) for name, folder in random_encoders.make(tmp_path / "encoders").converted.items()}
