@@ -23,7 +23,9 @@ from mmei_jax.corruptions import corrupt, draw
 from mmei_jax.evaluation import Evaluator, open_best_run
 from mmei_jax.metrics import batch_metrics, compute_all, merge_all
 from mmei_jax.records import Split
+from mmei_jax.reports.drawing import report_style
 from mmei_jax.reports.robustness_card import CardSubject, card_lines
+from mmei_jax.reports.robustness_figure import robustness_figure
 from mmei_jax.robustness import RobustnessEvaluator, grid_conditions, main, measure_robustness, record_parts
 from mmei_jax.robustness_files import summary, table, write_robustness
 from mmei_jax.robustness_metrics import ALL, CONFLICT, NO_CONFLICT, Grid
@@ -312,6 +314,16 @@ def test_model_without_a_task_is_left_out_of_what_is_told_of_it(run, found, tmp_
     lines = "\n".join(card_lines([found, other], subject_of(run)))
     assert "of emotion alone:" in lines.partition("intent/accuracy")[0]
     assert "of emotion alone:" not in lines.partition("intent/accuracy")[2]
+
+
+def test_twelve_models_have_twelve_colours(found):
+    rows = [dataclasses.replace(found, name=f"model {place}") for place in range(12)]
+    with report_style():
+        (legend,) = robustness_figure(rows, {}).legends
+    colours = {
+        text.get_text(): line.get_color() for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert len({colours[row.name] for row in rows}) == 12
 
 
 def test_models_on_several_grids_share_no_card(run, found, tmp_path):

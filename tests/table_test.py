@@ -18,7 +18,7 @@ from mmei_jax.records import Dataset, Producer
 from mmei_jax.reports import table_sections
 from mmei_jax.reports.claims import online_claims
 from mmei_jax.reports.evaluated_table import read_table
-from mmei_jax.reports.paired_resampling import resample_rows
+from mmei_jax.reports.paired_resampling import ResampledMeans, resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import read_record_table
 from mmei_jax.reports.resampling import resampling_units
@@ -180,6 +180,23 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     # The paper's numbers are of its own rows.
     assert "The paper's claims" not in text
     assert not (folder / "claims.md").exists()
+
+
+def test_row_without_a_task_has_no_difference_in_it(evaluated):
+    class Means(ResampledMeans):
+        def __init__(self):
+            pass
+
+        def difference(self, other, metric):
+            return (np.nan,) * 3 if metric == "emotion/cross_entropy" else (0.25, 0.125, 0.5)
+
+    first, reference = read_table(evaluated[0], "test").rows
+    means = {row.name: Means() for row in (first, reference)}
+    _, printed = table_sections.comparison_section([first, reference], reference, means, "", 10).blocks
+    assert "nan" not in printed
+    titles, _, cells = ([part.strip() for part in line.split("|")] for line in printed.splitlines())
+    assert cells[titles.index("emotion/accuracy")] == "+0.250 [+0.125, +0.500]"
+    assert cells[titles.index("emotion/cross_entropy")] == ""
 
 
 def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):

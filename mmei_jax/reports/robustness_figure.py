@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -29,7 +31,7 @@ from mmei_jax.reports.drawing import (
 )
 from mmei_jax.robustness_metrics import ALL, AXES, CONFLICT, NO_CONFLICT, Robustness, scores_of
 
-# Of several models: as many colours as can be told apart; more take them again.
+# Of several models: as many colours as can be told apart at a glance; more models take tab20's, which comes in pairs.
 _MODEL_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 _PAIR_COLOURS = (PURPLE, SKY, RED)
 _MARKERS = {ALL: "o", CONFLICT: "v", NO_CONFLICT: "^"}
@@ -98,7 +100,9 @@ def subset_colours(modalities: Sequence[str]) -> dict[str, str]:
 def _colours(groups: Groups) -> dict[str, str]:
     if len(groups) == 1:
         return dict.fromkeys(groups, INK)
-    return {name: _MODEL_COLOURS[place % len(_MODEL_COLOURS)] for place, name in enumerate(groups)}
+    many = [to_hex(colormaps["tab20"](place)) for place in range(20)]
+    colours = _MODEL_COLOURS if len(groups) <= len(_MODEL_COLOURS) else many
+    return {name: colours[place % len(colours)] for place, name in enumerate(groups)}
 
 
 def _draw_subsets(

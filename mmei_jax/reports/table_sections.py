@@ -136,7 +136,8 @@ def comparison_section(
         if row is reference:
             continue
         found = [means[row.name].difference(means[reference.name], name) for name in metrics]
-        cells.append([row.title, *("{:+.3f} [{:+.3f}, {:+.3f}]".format(*part) for part in found)])
+        # A row without the task has no difference.
+        cells.append([row.title, *(_with_interval(part) if np.isfinite(part).all() else "" for part in found)])
     text = (
         f"Each row minus {reference.title}{note}, with the 95 % interval of a paired bootstrap of {num_resamples} "
         "draws: the same records, or users, drawn anew for all seeds of both rows. An interval without 0 is a "
@@ -320,3 +321,7 @@ def search_section(rows: list[Row]) -> Section:
         blocks.append(markdown_table(["point", *keys, row.search["metric"]], cells))
         blocks.append(f"{row.search['num_epochs']} epochs each, seed {row.search['seed']}; chosen in bold.")
     return Section("Search on the validation splits", blocks or ["No search: the configuration names none."])
+
+
+def _with_interval(found: tuple[float, float, float]) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found)
