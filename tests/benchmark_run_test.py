@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import rounds, run
-from tests import processes, quick_benchmarks_test
+from tests import processes
 
 CASE = "cpu, against torch"
 
@@ -84,7 +84,6 @@ def test_every_benchmark_with_a_ratio_is_guarded():
     modules = {path.stem: path.read_text() for path in run.RESULTS.parent.glob("*.py")}
     with_ratios = {name for name, text in modules.items() if "print_summary(" in text} - {"rounds"}
     assert with_ratios <= set(run.BENCHMARKS) <= modules.keys()
-    assert {*quick_benchmarks_test.ROUNDS, "retrieval"} == set(run.BENCHMARKS)
 
 
 def test_unknown_benchmark_is_refused_in_one_line():
