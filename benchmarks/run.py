@@ -6,10 +6,11 @@
 ``--record`` makes each benchmark's ``--quick`` several times and keeps the ratio of every run. ``--check`` makes each
 once, and compares with the newest ``benchmarks/results/*_quick.json``. The noise band of a case goes from the lowest to
 the highest recorded ratio, widened on both sides by a tenth, and by the spread of the recorded ratios where that is
-more. A ratio below its band is made again, and is a regression where it stays below: the command then ends with code 1.
-A case that other programs disturbed is made again too, and where it stays disturbed, or its peer is not installed, the
-table says that it was not measured. Ratios depend on the processor: on another one than the record's the command says
-so and compares all the same. It is no part of the tests, whose result must not hang on how fast a machine is.
+more, by two fifths at most. A ratio below its band is made again, and is a regression where it stays below: the command
+then ends with code 1, and so it does where a recorded case is no longer made (its peer is not installed, say) or a
+benchmark fails. A case that other programs disturbed is made again too; where it stays disturbed the table says that it
+was not measured. Ratios depend on the processor: on another one than the record's the command says so and compares all
+the same. It is no part of the tests, whose result must not hang on how fast a machine is.
 """
 
 import argparse
@@ -44,9 +45,17 @@ BENCHMARKS = (
 RESULTS = Path(__file__).parent / "results"
 # What two quick runs of the same code differ by at least, as a share of the ratio.
 MIN_MARGIN = 0.1
+# A wider band would hide whatever a change does: a case that noisy shows as a regression where it should not.
+MAX_MARGIN = 0.4
 MAX_RUNS = 3
+# How the names of records end, after their date.
+_RECORD = "_quick.json"
 
 Ratios = dict[str, float | None]
+
+
+class BenchmarkFailed(RuntimeError):
+    """A quick run that did not end as it should."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def make_band(recorded: Sequence[float]) -> Band:
     Band(low=1.8, high=2.2)
     """
     spread = (max(recorded) - min(recorded)) / statistics.median(recorded)
-    margin = max(MIN_MARGIN, spread)
+    margin = min(max(MIN_MARGIN, spread), MAX_MARGIN)
     return Band(round(min(recorded) * (1 - margin), 4), round(max(recorded) * (1 + margin), 4))
 
 
@@ -106,11 +115,16 @@ def main() -> None:
     if arguments.num_runs < 1:
         parser.error(f"--num_runs={arguments.num_runs}: expected at least 1")
     if arguments.record:
-        write_json(Path(arguments.record), record(names, arguments.num_runs, run_quick))
+        if not arguments.record.endswith(_RECORD):
+            parser.error(f"--record={arguments.record}: expected a name that ends with {_RECORD}, by which it is found")
+        try:
+            write_json(Path(arguments.record), record(names, arguments.num_runs, run_quick))
+        except BenchmarkFailed as error:
+            sys.exit(str(error))
         return
     path = newest_record()
     if path is None:
-        parser.error(f"{RESULTS.name}: no *_quick.json to compare with; --record makes one")
+        parser.error(f"{RESULTS.name}: no *{_RECORD} to compare with; --record makes one")
     sys.exit(check(json.loads(path.read_text(encoding="utf-8")), names, run_quick))
 
 
@@ -141,7 +155,10 @@ def record(names: Sequence[str], num_runs: int, run: Callable[[str], Ratios]) ->
 
 
 def check(committed: Mapping[str, Any], names: Sequence[str], run: Callable[[str], Ratios]) -> int:
-    """Measures, prints a table, and gives the exit code: 1 where a ratio lies below its band, or nothing was measured.
+    """Measures, prints a table, and gives the exit code: 0 where every ratio that was measured is as good as before.
+
+    It is 1 where a ratio lies below its band, a recorded case is no longer made, a benchmark fails, or nothing was
+    measured.
 
     Args:
         committed: of :func:`record`.
@@ -152,26 +169,37 @@ def check(committed: Mapping[str, Any], names: Sequence[str], run: Callable[[str
     print(f"record of {committed['date']}: {committed['machine']}")
     if machine != committed["machine"]:
         print(f"this machine is another: {machine}; ratios may differ for that reason alone")
-    verdicts = []
+    verdicts: list[str] = []
     for name in names:
-        for case, (ratio, recorded) in _measured(name, committed["ratios"].get(name, {}), run).items():
+        try:
+            measured = _measured(name, committed["ratios"].get(name, {}), run)
+        except BenchmarkFailed as error:
+            verdicts.append("FAILED")
+            print(f"FAILED        {error}", flush=True)
+            continue
+        known = committed["ratios"].get(name, {})
+        for case in dict.fromkeys([*measured, *known]):
+            ratio, recorded = measured.get(case), known.get(case, ())
             verdict, words = "not recorded", ""
-            if recorded:
+            if case not in measured:
+                verdict = "GONE"
+            elif recorded:
                 band = make_band(recorded)
                 verdict, words = band.verdict(ratio), f"[{band.low:.2f}, {band.high:.2f}]"
             verdicts.append(verdict)
             number = "     " if ratio is None else f"{ratio:5.2f}"
             print(f"{verdict:<12}  {number}  {words:<14}  {name}: {case}", flush=True)
-    num_worse, num_measured = verdicts.count("REGRESSION"), sum(word != "not measured" for word in verdicts)
-    print(f"{num_measured} of {len(verdicts)} ratios measured, {num_worse} worse than recorded; {rounds.total_line()}")
+    num_worse = sum(verdicts.count(word) for word in ("REGRESSION", "GONE", "FAILED"))
+    num_measured = sum(word in ("REGRESSION", "as before", "faster", "not recorded") for word in verdicts)
+    print(
+        f"{num_measured} of {len(verdicts)} ratios measured, {num_worse} worse, gone or failed; {rounds.total_line()}"
+    )
     return int(num_worse > 0 or not num_measured)
 
 
-def _measured(
-    name: str, committed: Mapping[str, Sequence[float]], run: Callable[[str], Ratios]
-) -> dict[str, tuple[float | None, Sequence[float]]]:
-    """By case the best ratio of up to three runs, and the recorded ones; the first run in which all is well ends it."""
-    best: Ratios = dict.fromkeys(committed)
+def _measured(name: str, committed: Mapping[str, Sequence[float]], run: Callable[[str], Ratios]) -> Ratios:
+    """By case the best ratio of up to three runs; the first run in which all is well ends it."""
+    best: Ratios = {}
     for attempt in range(1, MAX_RUNS + 1):
         print(f"{name}: run {attempt} of at most {MAX_RUNS}", file=sys.stderr, flush=True)
         for case, ratio in run(name).items():
@@ -180,7 +208,7 @@ def _measured(
         words = [make_band(committed[case]).verdict(ratio) for case, ratio in best.items() if committed.get(case)]
         if not {"REGRESSION", "not measured"} & set(words):
             break
-    return {case: (ratio, committed.get(case, ())) for case, ratio in best.items()}
+    return best
 
 
 def run_quick(name: str) -> Ratios:
@@ -190,12 +218,12 @@ def run_quick(name: str) -> Ratios:
         name: of the benchmark.
 
     Raises:
-        SystemExit: it failed; its last lines say why.
+        BenchmarkFailed: its last lines say why.
     """
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick"]
     done = subprocess.run(command, cwd=RESULTS.parent.parent, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"benchmarks.{name} --quick ended with code {done.returncode}:\n" + done.stderr[-2000:])
+        raise BenchmarkFailed(f"benchmarks.{name} --quick ended with code {done.returncode}:\n" + done.stderr[-2000:])
     cases = json.loads(done.stdout.splitlines()[-1])["cases"]
     return {f"{case['case']}, against {case['peer']}": case["ratio"] for case in cases}
 
@@ -206,7 +234,7 @@ def newest_record(folder: Path = RESULTS) -> Path | None:
     Args:
         folder: of results.
     """
-    return max(folder.glob("*_quick.json"), default=None)
+    return max(folder.glob(f"*{_RECORD}"), default=None)
 
 
 if __name__ == "__main__":

@@ -56,11 +56,27 @@ def test_case_without_a_record_is_named(capsys):
     assert "not recorded" in capsys.readouterr().out
 
 
-def test_recorded_case_that_is_no_longer_made_is_not_measured(capsys):
+def test_recorded_case_that_is_no_longer_made_is_no_success(capsys):
     recorded = committed(1.0)
     recorded["ratios"]["fusion_step"]["gone, against torch"] = [2.0]
-    assert run.check(recorded, ["fusion_step"], scripted(1.0, 1.0, 1.0)) == 0
-    assert "not measured" in capsys.readouterr().out
+    assert run.check(recorded, ["fusion_step"], scripted(1.0)) == 1
+    assert "GONE " in capsys.readouterr().out
+
+
+def test_benchmark_that_fails_is_told_and_the_others_go_on(capsys):
+    def one_fails(name):
+        if name == "startup":
+            raise run.BenchmarkFailed("startup ended with code 1")
+        return {CASE: 1.0}
+
+    assert run.check(committed(1.0), ["startup", "fusion_step"], one_fails) == 1
+    printed = capsys.readouterr().out
+    assert "startup ended with code 1" in printed
+    assert "as before" in printed
+
+
+def test_noise_hides_no_more_than_two_fifths():
+    assert run.make_band([0.5, 1.0, 1.6]).low == pytest.approx(0.3)
 
 
 def test_another_machine_is_told(capsys):
@@ -96,3 +112,10 @@ def test_unknown_benchmark_is_refused_in_one_line():
     )
     assert done.returncode == 2
     assert "--only=fusion: no benchmark 'fusion'; there are: fusion_step, " in done.stderr
+
+
+def test_record_that_no_check_would_find_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", "--record=results.json"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--record=results.json: expected a name that ends with _quick.json" in capsys.readouterr().err
