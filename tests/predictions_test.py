@@ -193,4 +193,5 @@ def test_page_tells_the_best_what_does_not_fit_and_how_it_scales():
     assert "(100.00 + 20.00) ms / (100.00 + 26.00) ms = **95.2%**" in page
     assert "| all-reduce | 3 |" in page
     assert "What it leaves out" in page
+    assert "With (text) it is not the compiler's figure but our calculation" in page
     assert "python -m mmei_jax.profiling --topology=v5e:4x4" in lines

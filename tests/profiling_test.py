@@ -103,6 +103,7 @@ def test_files_are_written_and_the_trace_is_kept(report):
     for section in ("Memory", "Compilation", "Operations", "Exchange between devices", "What the figures mean"):
         assert f"\n## {section}\n" in text
     assert "The update sends nothing between devices." in text
+    assert any("idle for at most" in line for line in lines)
     assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 2
     # For Perfetto.
     assert len(list((folder / "trace").rglob("*.trace.json.gz"))) == 1
@@ -150,7 +151,6 @@ def test_operations_of_other_shapes_are_not_traced(config, report):
     assert len(timed) == len(traced) == 2, (timed, traced)
     assert measurement.traced.num_steps_of == {measurement.main_step.title: MAX_TRACED_STEPS}
     assert measurement.main_step.title == measurement.timing.main_title
-    names = {one.name for one in measurement.main_step.facts.operations}
     assert {span.name for span in measurement.spans} & {one.name for one in measurement.main_step.facts.operations}
 
 

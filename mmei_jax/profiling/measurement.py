@@ -72,7 +72,8 @@ class Timing:
         num_steps: updates.
         seconds: from the first to the end of the last; compilation left out.
         blocked_seconds: of these, waited in ``next(iterator)``.
-        idle_seconds: of these, waited there while no update was under way: what the devices lost.
+        idle_seconds: of these, waited there until no update was under way: what the devices lost, at most, since a
+            wait counts whole if the update before ended within it.
         num_records: trained on.
         num_tokens, num_places: by modality, those in the batches' rows, and the token places of these.
         num_steps_of: by title of the compiled step, the updates that it made.

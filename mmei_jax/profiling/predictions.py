@@ -191,7 +191,7 @@ def utilisation(costs: Costs, chip: Chip, seconds: float) -> float:
 
 
 def best_predictions(predictions: Iterable[Prediction]) -> dict[tuple[str, int], Prediction]:
-    """By topology and records per chip the mesh of the fastest update, nothing hidden; where none fits there is none."""
+    """By topology and records per chip the mesh of the fastest update, nothing hidden; none where none fits."""
     groups: dict[tuple[str, int], dict[MeshShape, Prediction]] = {}
     for one in predictions:
         groups.setdefault((one.topology, one.records_per_chip), {})[one.mesh] = one
