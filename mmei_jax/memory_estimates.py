@@ -9,6 +9,7 @@ settings, and for programs that could not be compiled: after compiling, the comp
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ class Saving:
     """A setting that would reduce what a run needs.
 
     Attributes:
-        setting: keys and values, as they would be given on the command line.
+        setting: keys and values, as a shell takes them.
         note: what it changes besides; "" where the run stays the same.
         num_bytes: estimated, on one device.
     """
@@ -121,7 +122,7 @@ def largest_savings(parts: TrainingParts, now: MemoryEstimate, *, num_settings: 
             continue
         saved = now.total - estimate(other).total
         if saved > 0:
-            setting = " ".join(f"--config.{key}={_shown(value)}" for key, value in changes.items())
+            setting = shlex.join(f"--config.{key}={_shown(value)}" for key, value in changes.items())
             found.append(Saving(setting, note, saved))
     return sorted(found, key=lambda saving: -saving.num_bytes)[:num_settings]
 

@@ -1,6 +1,5 @@
-"""A device that runs out of memory, told in words: where, what needs how much, and which settings would need less."""
+"""A device that runs out of memory, told in words: what needs how much, and which settings would need less."""
 
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -78,16 +77,12 @@ def shown_bytes(num_bytes: int) -> str:
 
 
 def _headline(error: jax.errors.JaxRuntimeError) -> str:
-    is_compiling = any("compile" in frame.name for frame in traceback.extract_tb(error.__traceback__))
     reason = " ".join(str(error).partition(_STATUS)[2].lstrip(": ").split("\n")[0].split())
     device = jax.local_devices()[0]
     # What a platform does not tell.
     limit = (device.memory_stats() or {}).get("bytes_limit")
     size = f" of {shown_bytes(limit)}" if limit else ""
-    return (
-        f"out of memory while {'compiling' if is_compiling else 'running'}: the memory{size} of a device "
-        f"({device.device_kind}) does not hold this run: {reason}"
-    )
+    return f"out of memory: the memory{size} of a device ({device.device_kind}) does not hold this run: {reason}"
 
 
 def _details(config: Config, parts: TrainingParts | None) -> list[str]:

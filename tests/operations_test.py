@@ -1,12 +1,13 @@
 """FLOPs and bytes of a program's operations: of texts that are easily counted, and of programs of known FLOPs."""
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from mmei_jax.profiling.operations import Work, read_operations, total_bytes, total_work
+from mmei_jax.profiling.operations import Work, num_runs, read_operations, total_bytes, total_work
 from mmei_jax.profiling.programs import describe_program
 from mmei_jax.program_text import parse_program
 
@@ -113,6 +114,13 @@ def test_work_of_one_call(found, name, work):
 )
 def test_bytes_of_one_call(found, name, num_bytes):
     assert found[name].num_bytes == num_bytes
+
+
+def test_operation_counts_as_often_as_it_runs(found):
+    assert num_runs(found["looped"]) == 5
+    assert num_runs(found["looped"], counts_loops_once=True) == 1
+    # In a loop of unknown length.
+    assert num_runs(dataclasses.replace(found["looped"], num_calls=None)) == 1
 
 
 def test_totals_count_loops_as_often_as_they_run(found):

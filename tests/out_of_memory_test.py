@@ -1,6 +1,7 @@
 """A device that runs out of memory: one line, a table, and the settings that would need less."""
 
 import re
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -65,20 +66,20 @@ def test_training_that_runs_out_ends_with_table_and_settings(data, tmp_path, mon
     config = tiny.config(data, **tiny.LEAST)
     assert command.report_errors(lambda: int(train(config, tmp_path / "run").step)) == command.EXIT_INPUT_ERROR
     first, *details = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: out of memory while running: the memory of a device")
+    assert first.startswith("error: out of memory: the memory of a device")
     for kind in ("parameters", "optimizer state", "gradients", "batches", "activations", "together"):
         assert any(re.match(rf"  {kind} +[\d.]+ \w+ +\d+%", line) for line in details), kind
-    settings = [line for line in details if line.startswith("  --config.")]
+    settings = [line for line in details if line.startswith(("  --config.", "  '--config."))]
     assert len(settings) == 3
     assert all(re.search(r": about [\d.]+ \w+ less", line) for line in settings)
 
 
-def test_compiler_that_runs_out_is_told_apart(parts):
+def test_compiler_that_runs_out_is_told_in_the_same_words(parts):
     def backend_compile():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.\nUsed 20G of 16G")
 
     with (
-        pytest.raises(OutOfMemoryError, match=r"^out of memory while compiling: .* space hbm\.$") as caught,
+        pytest.raises(OutOfMemoryError, match=r"^out of memory: the memory .* space hbm\.$") as caught,
         explained(parts.config, parts),
     ):
         backend_compile()
@@ -129,6 +130,9 @@ def test_settings_are_those_that_save_most(parts, now):
     savings = [saving.num_bytes for saving in everything]
     assert savings == sorted(savings, reverse=True)
     assert min(savings) > 0
+    # As a shell takes them: without quotes it refuses (8,).
+    assert all(shlex.join(shlex.split(saving.setting)) == saving.setting for saving in everything)
+    assert "'--config.data.max_tokens.text=(8,)'" in {saving.setting for saving in everything}
     by_setting = {saving.setting: saving.num_bytes for saving in everything}
     half = by_setting["--config.data.batch_size=8"]
     assert half == pytest.approx((now.activations + now.batches) / 2, rel=0.1)

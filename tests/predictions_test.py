@@ -107,7 +107,48 @@ def test_best_mesh_is_the_fastest_of_those_that_fit():
     slow, fast = prediction(mesh=(16, 1, 1), optimal=0.3), prediction(mesh=(1, 16, 1), optimal=0.2)
     refused = prediction(mesh=(8, 1, 2), refusal="needs 20GB")
     alone = prediction("v6e:4x4", refusal="needs 40GB")
-    assert best_predictions([slow, refused, fast, alone]) == {"v5e:4x4": fast}
+    assert best_predictions([slow, refused, fast, alone]) == {("v5e:4x4", 8): fast}
+
+
+def test_best_mesh_is_one_of_those_with_as_many_records_per_chip():
+    """Fewer records take less time, which makes no mesh better."""
+    few = prediction(mesh=(16, 1, 1), optimal=0.1, records=4)
+    other, more = (prediction(mesh=mesh, optimal=time) for mesh, time in (((1, 16, 1), 0.3), ((16, 1, 1), 0.2)))
+    for order in ([few, other, more], [more, other, few]):
+        assert best_predictions(order) == {("v5e:4x4", 4): few, ("v5e:4x4", 8): more}
+    page = topology_report([few, other, more], [], {}, tiny.config("unread"))
+    assert [line.split(" | ")[2:5] for line in page.splitlines() if "| v5e-16 (" in line] == [
+        ["**16x1x1**", "best", "4"],
+        ["1x16x1", "yes", "8"],
+        ["**16x1x1**", "best", "8"],
+    ]
+    assert "| MiB | v5e:4x4 16x1x1, 4 records a chip | v5e:4x4 16x1x1, 8 records a chip |" in page
+    assert "| v5e:4x4 | 16x1x1, 4 records a chip | all-reduce |" in page
+
+
+@pytest.mark.parametrize(
+    ("chips", "titles", "last"),
+    [
+        (
+            {1: 0.0, 16: 0.02, 256: 0.03},
+            ["efficiency from 1", "from 16", "from 16, all hidden there and nothing here"],
+            ["76.9%", "92.3%", "76.9%"],
+        ),
+        ({4: 0.01, 64: 0.02}, ["efficiency from 4", "from 64", "from 64, all hidden there and nothing here"], None),
+        ({16: 0.02, 256: 0.03}, ["efficiency from 16", "from 16, all hidden there and nothing here"], None),
+        ({1: 0.0, 4: 0.01}, ["efficiency from 1"], ["90.9%"]),
+    ],
+)
+def test_titles_of_weak_scaling_name_what_it_is_compared_with(chips, titles, last):
+    sizes = {1: "1x1", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
+    found = [prediction(f"v5e:{sizes[number]}", (number, 1, 1), worst=worst) for number, worst in chips.items()]
+    lines = topology_report(found, [], {}, tiny.config("unread")).splitlines()
+    head = next(place for place, line in enumerate(lines) if line.startswith("| chips | best mesh |"))
+    assert lines[head].strip("| ").split(" | ")[6:] == titles
+    rows = [line.strip("| ").split(" | ") for line in lines[head + 2 : head + 2 + len(chips)]]
+    assert [int(row[0]) for row in rows] == list(chips)
+    if last:
+        assert rows[-1][6:] == last
 
 
 def test_weak_scaling_compares_the_best_meshes_with_the_fewest_chips_above_the_base():
@@ -152,4 +193,5 @@ def test_page_tells_the_best_what_does_not_fit_and_how_it_scales():
     assert "(100.00 + 20.00) ms / (100.00 + 26.00) ms = **95.2%**" in page
     assert "| all-reduce | 3 |" in page
     assert "What it leaves out" in page
+    assert "With (text) it is not the compiler's figure but our calculation" in page
     assert "python -m mmei_jax.profiling --topology=v5e:4x4" in lines

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import pytest
 from mmei_jax.config import parse
 from mmei_jax.packing import padded_layouts
 from mmei_jax.profiling import traces
-from mmei_jax.profiling.__main__ import profile_training
+from mmei_jax.profiling.__main__ import MAX_TRACED_STEPS, profile_training
 from mmei_jax.profiling.ceilings import copy_rate, matmul_rate
+from mmei_jax.profiling.profile import make_profile
 from mmei_jax.record_order import ShuffledOrder
 from mmei_jax.records import Dataset
 from mmei_jax.types import InputError
@@ -43,20 +45,38 @@ def config(data):
 
 @pytest.fixture(scope="module")
 def report(config, tmp_path_factory):
-    """Of one device: the folder, and the lines for the terminal."""
+    """Of one device: the folder, the lines for the terminal, and what was measured."""
     folder = tmp_path_factory.mktemp("profile") / "report"
     (folder / OLD_TRACE).parent.mkdir(parents=True)
     (folder / OLD_TRACE).write_text("no trace that could be read")
     (folder / "profile.json").write_text("{}")
+    made = []
+
+    def kept(measurement, num_devices):
+        made.append(measurement)
+        return make_profile(measurement, num_devices)
+
     with pytest.MonkeyPatch.context() as patch:
         small(patch)
+        patch.setattr("mmei_jax.profiling.__main__.make_profile", kept)
         lines = profile_training(config, folder, num_steps=NUM_STEPS, command="the command")
-    return folder, lines
+    return folder, lines, made[0]
 
 
 @pytest.fixture(scope="module")
 def found(report):
     return json.loads((report[0] / "profile.json").read_text())
+
+
+def batches(config, steps):
+    """Of the run's batches the records' lengths by modality, and the layout that holds them."""
+    split = Dataset.open(config.data.path).split("train")
+    order = ShuffledOrder(num_records=split.num_records, batch_size=4, num_batches=steps.stop, seed=config.seed)
+    layouts = padded_layouts(config.data, 4)
+    for step in steps:
+        lengths = {name: np.minimum(split.lengths(name)[order[step]], 16) for name in ("vision", "text")}
+        fitting = (one for one in layouts if all(lengths[name].max() <= one.num_tokens[name] for name in lengths))
+        yield lengths, next(fitting, layouts[-1])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +92,7 @@ def split(data, tmp_path_factory):
 
 
 def test_files_are_written_and_the_trace_is_kept(report):
-    folder, lines = report
+    folder, lines, _ = report
     assert (folder / "profile.png").read_bytes().startswith(b"\x89PNG")
     text = (folder / "profile.md").read_text()
     assert "![Memory, longest operations and roofline.](profile.png)" in text
@@ -83,6 +103,7 @@ def test_files_are_written_and_the_trace_is_kept(report):
     for section in ("Memory", "Compilation", "Operations", "Exchange between devices", "What the figures mean"):
         assert f"\n## {section}\n" in text
     assert "The update sends nothing between devices." in text
+    assert any("idle for at most" in line for line in lines)
     assert len(list((folder / "trace").rglob("*.xplane.pb"))) == 2
     # For Perfetto.
     assert len(list((folder / "trace").rglob("*.trace.json.gz"))) == 1
@@ -100,14 +121,8 @@ def test_rates_follow_from_what_was_counted(found):
 
 
 def test_useful_tokens_are_those_of_the_batches_that_were_timed(config, found):
-    split = Dataset.open(config.data.path).split("train")
-    order = ShuffledOrder(num_records=split.num_records, batch_size=4, num_batches=2 + NUM_STEPS, seed=config.seed)
-    layouts = padded_layouts(config.data, 4)
     tokens, places = dict.fromkeys(("vision", "text"), 0), dict.fromkeys(("vision", "text"), 0)
-    for step in range(2, 2 + NUM_STEPS):
-        lengths = {name: np.minimum(split.lengths(name)[order[step]], 16) for name in tokens}
-        fitting = (one for one in layouts if all(lengths[name].max() <= one.num_tokens[name] for name in tokens))
-        layout = next(fitting, layouts[-1])
+    for lengths, layout in batches(config, range(2, 2 + NUM_STEPS)):
         for name in tokens:
             tokens[name] += int(lengths[name].sum())
             places[name] += 4 * layout.num_tokens[name]
@@ -122,6 +137,21 @@ def test_every_shape_is_compiled_once(found):
     assert len(titles) == len(set(titles)) == compilation["num_step_programs"] == 2
     assert all(step["compile_seconds"] > 0.0 for step in compilation["steps"])
     assert compilation["num_programs"] >= 2
+
+
+def test_operations_of_other_shapes_are_not_traced(config, report):
+    """One name stands for the programs of all shapes, and for many of their operations."""
+    measurement = report[2]
+    timed, traced = (
+        Counter(layout.num_rows * layout.num_tokens["text"] for _, layout in batches(config, steps))
+        for steps in (range(2, 2 + NUM_STEPS), range(2 + NUM_STEPS, 2 + NUM_STEPS + MAX_TRACED_STEPS))
+    )
+    assert len({step.module for step in measurement.steps.values()}) == 1
+    # The batches that came were of both shapes.
+    assert len(timed) == len(traced) == 2, (timed, traced)
+    assert measurement.traced.num_steps_of == {measurement.main_step.title: MAX_TRACED_STEPS}
+    assert measurement.main_step.title == measurement.timing.main_title
+    assert {span.name for span in measurement.spans} & {one.name for one in measurement.main_step.facts.operations}
 
 
 def test_memory_is_told_by_kind(found):
@@ -190,6 +220,23 @@ def test_wrong_steps_are_refused_and_leave_nothing(config, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_ceilings_are_rates_of_all_devices_together():
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_ceilings_are_rates_of_all_devices_together(num_devices, monkeypatch):
+    calls = []
+
+    def quarter(function, arguments):
+        calls.append(len(arguments))
+        jax.block_until_ready([function(*own) for own in arguments])
+        return 0.25
+
+    monkeypatch.setattr("mmei_jax.profiling.ceilings._least_seconds", quarter)
+    devices = jax.devices()[:1] * num_devices
+    # A multiplication and an addition for each of 128^3 pairs; every byte is read and written.
+    assert matmul_rate("float32", devices, side=128) == num_devices * 2 * 128**3 / 0.25
+    assert copy_rate(devices, num_bytes=2**16) == num_devices * 2 * 2**16 / 0.25
+    assert calls == [num_devices, num_devices]
+
+
+def test_ceilings_are_measured():
     assert 1e6 < matmul_rate("float32", side=128) < 1e15
     assert 1e6 < copy_rate(num_bytes=2**16) < 1e15

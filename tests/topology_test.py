@@ -15,6 +15,7 @@ from mmei_jax.profiling.product_flops import product_flops
 from mmei_jax.profiling.topology import PREDICTIONS_NAME, REPORT_NAME, predict_topologies
 from mmei_jax.sharding import mesh_over
 from mmei_jax.types import InputError
+from mmei_jax.workdir import locked
 from tests import processes, tiny
 
 ONE = MeshShape(1, 1, 1)
@@ -113,6 +114,11 @@ def test_folder_of_another_configuration_is_refused(folder, data, no_tpu):
         InputError, match=r"predictions.json: holds predictions of another config: expected another --output"
     ):
         run(other, folder[0])
+
+
+def test_folder_that_another_call_writes_is_refused(config, no_tpu, tmp_path):
+    with locked(tmp_path, "--output"), pytest.raises(InputError, match=r"^--output=.*: in use by another process"):
+        run(config, tmp_path)
 
 
 def test_program_that_does_not_fit_is_an_answer(config, no_tpu, monkeypatch, tmp_path):

@@ -72,7 +72,8 @@ class Timing:
         num_steps: updates.
         seconds: from the first to the end of the last; compilation left out.
         blocked_seconds: of these, waited in ``next(iterator)``.
-        idle_seconds: of these, waited there while no update was under way: what the devices lost.
+        idle_seconds: of these, waited there until no update was under way: what the devices lost, at most, since a
+            wait counts whole if the update before ended within it.
         num_records: trained on.
         num_tokens, num_places: by modality, those in the batches' rows, and the token places of these.
         num_steps_of: by title of the compiled step, the updates that it made.
@@ -87,6 +88,11 @@ class Timing:
     num_places: Counter[str] = field(default_factory=Counter)
     num_steps_of: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def main_title(self) -> str:
+        """Of the compiled step that made most updates; of several the one that came first."""
+        return self.num_steps_of.most_common(1)[0][0]
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -96,8 +102,8 @@ class Measurement:
         ceilings: of the devices.
         steps: by title, the compiled updates.
         timing: of the updates that were timed.
-        traced: of those that were traced, which takes time of its own.
-        spans: what the devices ran while traced.
+        traced: of those that were traced, which takes time of its own; all are the main step's.
+        spans: what the devices ran of it while traced.
         num_fetches: how often the host fetched something from a device while traced.
         num_programs: that were compiled in all, the state's among them.
         peak_bytes: most that was in use on a device, as the device says; None where it does not.
@@ -115,7 +121,7 @@ class Measurement:
     @property
     def main_step(self) -> CompiledStep:
         """The update that was made most often."""
-        return self.steps[self.timing.num_steps_of.most_common(1)[0][0]]
+        return self.steps[self.timing.main_title]
 
 
 def measure(parts: TrainingParts, *, num_steps: int, num_traced_steps: int, trace_folder: Path) -> Measurement:
@@ -124,7 +130,7 @@ def measure(parts: TrainingParts, *, num_steps: int, num_traced_steps: int, trac
     Args:
         parts: of the run.
         num_steps: updates that are timed.
-        num_traced_steps: further ones that are traced.
+        num_traced_steps: further ones that are traced, all of the shape of batches that was most frequent.
         trace_folder: receives the trace, beside what else is there.
     """
     devices = list(parts.mesh.devices.flat)
@@ -143,15 +149,15 @@ def measure(parts: TrainingParts, *, num_steps: int, num_traced_steps: int, trac
         # Python's own calls would be most of the trace.
         options.python_tracer_level = 0
         with jax.profiler.trace(str(trace_folder), profiler_options=options):
-            traced = loop.run(num_traced_steps, counts_tokens=False)
+            traced = loop.run_main(num_traced_steps)
         (written,) = set(trace_folder.rglob("*.xplane.pb")) - before
-        modules = {step.module for step in loop.steps.values()}
+        (main,) = traced.num_steps_of
         return Measurement(
             ceilings=ceilings,
             steps=dict(loop.steps),
             timing=timing,
             traced=traced,
-            spans=tuple(span for module in modules for span in traces.operation_spans(written.parent, module)),
+            spans=tuple(traces.operation_spans(written.parent, loop.steps[main].module)),
             num_fetches=traces.num_fetches(written.parent),
             num_programs=compilations.count,
             peak_bytes=_peak_bytes(devices),
@@ -175,18 +181,27 @@ class UpdateLoop:
         )
         self._jitted = parts.jit_step()
         self._count = jax.jit(_count_tokens)
+        self._main: tuple[str, Batch] | None = None
         self.steps: dict[str, CompiledStep] = {}
 
-    def run(self, num_steps: int, *, counts_tokens: bool = True) -> Timing:
-        """Makes updates, and waits for the last.
+    def run(self, num_steps: int) -> Timing:
+        """Makes updates, waits for the last, and counts what the batches held."""
+        timing, counts = self._run(num_steps, None)
+        return self._with_counts(timing, counts)
 
-        Args:
-            num_steps: updates.
-            counts_tokens: whether to fetch, at the end, how many records and tokens the batches held.
+    def run_main(self, num_steps: int) -> Timing:
+        """Makes updates of the shape that was most frequent in the last :meth:`run`, whatever shapes come.
+
+        In a trace, the programs of all shapes have one name, and so have many of their operations: what another shape
+        ran would count as the main one's. Batches are read as ever; in the place of one of another shape stands the
+        last one of the main shape. Records and tokens are not counted.
         """
+        return self._run(num_steps, self._main)[0]
+
+    def _run(self, num_steps: int, main: tuple[str, Batch] | None) -> tuple[Timing, list[Any]]:
         timing = Timing(num_steps=num_steps)
         in_flight: deque[StepReport] = deque()
-        counts = []
+        counts: list[Any] = []
         jax.block_until_ready(self._state)
         started = time.perf_counter()
         for _ in range(num_steps):
@@ -198,6 +213,8 @@ class UpdateLoop:
             is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]
             timing.idle_seconds += 0.0 if is_busy else blocked
             title = describe_batch(batch)
+            if main is not None and title != main[0]:
+                title, batch = main
             if title not in self.steps:
                 jax.block_until_ready(self._state)
                 timing.seconds += time.perf_counter() - started
@@ -206,13 +223,15 @@ class UpdateLoop:
             with jax.transfer_guard("disallow"):
                 self._state, report = self.steps[title].run(self._state, batch)
             timing.num_steps_of[title] += 1
+            if timing.main_title == title:
+                self._main = title, batch
             counts.append((batch.is_record, {name: one.segment_ids for name, one in batch.sequences().items()}))
             in_flight.append(report)
             if len(in_flight) > MAX_UPDATES_IN_FLIGHT:
                 jax.block_until_ready(in_flight.popleft().loss)
         jax.block_until_ready(self._state)
         timing.seconds += time.perf_counter() - started
-        return self._with_counts(timing, counts) if counts_tokens else timing
+        return timing, counts
 
     def _compile(self, title: str, batch: Batch) -> CompiledStep:
         num_found, started = self._compilations.num_found, time.perf_counter()

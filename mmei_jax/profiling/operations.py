@@ -162,7 +162,7 @@ def total_work(operations: Iterable[Operation], *, counts_loops_once: bool = Fal
     flops = product_flops = 0.0
     is_known = True
     for operation in operations:
-        times = _times(operation, counts_loops_once)
+        times = num_runs(operation, counts_loops_once=counts_loops_once)
         flops += times * operation.work.flops
         product_flops += times * operation.work.product_flops
         is_known = is_known and operation.work.is_known
@@ -171,11 +171,18 @@ def total_work(operations: Iterable[Operation], *, counts_loops_once: bool = Fal
 
 def total_bytes(operations: Iterable[Operation], *, counts_loops_once: bool = False) -> float:
     """Bytes that a program's operations read and write; see :func:`total_work`."""
-    return float(sum(_times(operation, counts_loops_once) * operation.num_bytes for operation in operations))
+    return float(
+        sum(num_runs(operation, counts_loops_once=counts_loops_once) * operation.num_bytes for operation in operations)
+    )
 
 
-def _times(operation: Operation, counts_loops_once: bool) -> int:
-    # An operation outside of loops runs once too.
+def num_runs(operation: Operation, *, counts_loops_once: bool = False) -> int:
+    """How often an operation counts: as often as it runs; in a loop of unknown length, once.
+
+    Args:
+        operation: of a program.
+        counts_loops_once: as XLA's cost analysis does.
+    """
     return 1 if counts_loops_once or operation.num_calls is None else operation.num_calls
 
 

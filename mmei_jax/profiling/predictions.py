@@ -190,14 +190,16 @@ def utilisation(costs: Costs, chip: Chip, seconds: float) -> float:
     return costs.model_flops / (seconds * chip.flops_per_second)
 
 
-def best_predictions(predictions: Sequence[Prediction]) -> dict[str, Prediction]:
-    """By topology the mesh of the fastest update, nothing hidden; topologies in which no mesh fits are left out."""
+def best_predictions(predictions: Iterable[Prediction]) -> dict[tuple[str, int], Prediction]:
+    """By topology and records per chip the mesh of the fastest update, nothing hidden; none where none fits."""
+    groups: dict[tuple[str, int], dict[MeshShape, Prediction]] = {}
+    for one in predictions:
+        groups.setdefault((one.topology, one.records_per_chip), {})[one.mesh] = one
     best = {}
-    for name in dict.fromkeys(one.topology for one in predictions):
-        own = {one.mesh: one for one in predictions if one.topology == name and one.costs is not None}
+    for key, own in groups.items():
         mesh = best_of((mesh, one.costs.seconds) for mesh, one in own.items() if one.costs is not None)
         if mesh is not None:
-            best[name] = own[mesh]
+            best[key] = own[mesh]
     return best
 
 

@@ -97,12 +97,6 @@ class ProgramFacts:
     is_work_known: bool
     num_unknown_loops: int
 
-    @property
-    def loop_factor(self) -> float:
-        """FLOPs over those with each loop's body counted once; what ``optimal_seconds`` lacks, if only roughly."""
-        once = total_work(self.operations, counts_loops_once=True).flops
-        return total_work(self.operations).flops / once if once else 1.0
-
 
 def describe_program(compiled: jax.stages.Compiled, *, state: TrainState | None = None) -> ProgramFacts:
     """Reads what a compiled program says of itself; nothing runs.

@@ -85,7 +85,7 @@ def _summary(profile: Profile) -> list[tuple[str, str]]:
         (
             "input wait",
             f"{1e3 * timing.blocked_seconds / timing.num_steps:.3g} ms an update in next(); the devices were idle for "
-            f"{timing.idle_seconds / timing.seconds:.2%} of the time",
+            f"at most {timing.idle_seconds / timing.seconds:.2%} of the time",
         ),
         ("host syncs", f"{found.num_fetches / found.traced.num_steps:.3g} fetches from a device per update"),
     ]
@@ -185,12 +185,14 @@ _MEANING = """\
   devices of the mesh at once.
 - **Memory** is what the compiler planned. *Activations* are what the forward pass makes and the backward pass reads
   last, at the moment when most is in use; *workspace* is the rest of the compiler's temporaries, gradients among them.
-- **Input wait** is the time in `next()` of the batches; only that in which no update was under way is lost.
+- **Input wait** is the time in `next()` of the batches. How long devices were idle is an upper bound: a whole wait
+  counts if the update before had ended by its end.
 - **Host syncs** are fetches of device values by the host, from the trace.
+- **Operations** are those of the most frequent shape of batches, in its own updates.
 - **Bound by**: *compute* or *memory*, whichever would take longer at the two measured rates; *exchange* is a
   collective; *unknown* is a library's or a kernel's, of which the program does not say what it computes. *Of the roof*
   is that least time over the measured time: above 100 % where operands lie in caches. On a processor, times are of all
-  threads together."""
+  threads together, so that *of the roof* is too low by the number of threads that an operation uses."""
 
 
 def known_files(folder: Path) -> Sequence[Path]:

@@ -26,7 +26,7 @@ from mmei_jax.profiling.topology_report import topology_report
 from mmei_jax.profiling.tpu_times import tpu_times
 from mmei_jax.sharding import mesh_over
 from mmei_jax.types import InputError
-from mmei_jax.workdir import read_versioned, write_json, write_text
+from mmei_jax.workdir import locked, read_versioned, write_json, write_text
 
 PREDICTIONS_NAME = "predictions.json"
 REPORT_NAME = "topologies.md"
@@ -61,30 +61,32 @@ def predict_topologies(
 
     Raises:
         InputError: a topology or a mesh is none, libtpu is missing, the configuration does not fit the data, or the
-            folder holds predictions of another configuration or of other versions.
+            folder holds predictions of another configuration or of other versions, or is in use by another process.
     """
     given = [(topology, topology_devices(topology)) for topology in map(parse_topology, names)]
-    path, conditions = output / PREDICTIONS_NAME, _conditions(config)
-    found, commands = _earlier(path, conditions)
-    lowering = UpdateLowering(config)
-    work = [
-        (topology, devices, mesh, _records_per_chip(config, topology, records_per_chip))
-        for topology, devices in given
-        for mesh in (
-            candidate_meshes(topology.num_chips, lowering.head_counts())
-            if meshes is None
-            else parse_meshes(meshes, topology.num_chips)
-        )
-    ]
-    commands.append(command)
-    for topology, devices, shape, records in work:
-        prediction = predict(lowering, topology, devices, shape, records)
-        key = (prediction.topology, prediction.mesh, records)
-        found = [one for one in found if (one.topology, one.mesh, one.records_per_chip) != key] + [prediction]
-        report(describe(prediction))
-        values = {"format": _FORMAT, "version": _VERSION, "commands": commands, **conditions}
-        write_json(path, {**values, "predictions": [one.to_json() for one in found]})
-        write_text(output / REPORT_NAME, topology_report(found, commands, conditions["versions"], config))
+    # What is there is read once, and written again with each prediction.
+    with locked(output, "--output"):
+        path, conditions = output / PREDICTIONS_NAME, _conditions(config)
+        found, commands = _earlier(path, conditions)
+        lowering = UpdateLowering(config)
+        work = [
+            (topology, devices, mesh, _records_per_chip(config, topology, records_per_chip))
+            for topology, devices in given
+            for mesh in (
+                candidate_meshes(topology.num_chips, lowering.head_counts())
+                if meshes is None
+                else parse_meshes(meshes, topology.num_chips)
+            )
+        ]
+        commands.append(command)
+        for topology, devices, shape, records in work:
+            prediction = predict(lowering, topology, devices, shape, records)
+            key = (prediction.topology, prediction.mesh, records)
+            found = [one for one in found if (one.topology, one.mesh, one.records_per_chip) != key] + [prediction]
+            report(describe(prediction))
+            values = {"format": _FORMAT, "version": _VERSION, "commands": commands, **conditions}
+            write_json(path, {**values, "predictions": [one.to_json() for one in found]})
+            write_text(output / REPORT_NAME, topology_report(found, commands, conditions["versions"], config))
     return found
 
 

@@ -16,6 +16,8 @@ from mmei_jax.profiling.predictions import (
 from mmei_jax.profiling.topologies import CHIPS, Chip
 from mmei_jax.reports.tables import escaped, markdown_table
 
+# By topology and records per chip.
+_Best = Mapping[tuple[str, int], Prediction]
 TITLE = "# TPU topologies: predicted by the compiler, not measured on a TPU"
 # Chips from which weak scaling is told beside that from one chip: a single one sends nothing.
 BASE_CHIPS = 16
@@ -29,8 +31,9 @@ _HOW = """\
   them.
 * **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes
   at the rate of the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the
-  figure is the same for 4 chips and for 256. With (text) it is the same calculation on the program's text, loops as
-  often as they run: the compiler counts them once (gradient accumulation).
+  figure is the same for 4 chips and for 256. With (text) it is not the compiler's figure but our calculation of that
+  kind from the program's text, loops as often as they run: the compiler counts them once (gradient accumulation). It
+  counts reads of memory on the chip as reads of the HBM, and so may be more than what is expected.
 * **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at
   the clock that the peak implies: nearer to what a chip will do, and again without collectives.
 * **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind
@@ -38,7 +41,7 @@ _HOW = """\
 * **Update** is the sum of the two; **hidden** the larger of optimal and of what a chip sends over all of its links at
   once.
 * **MFU** is the model's FLOPs / (seconds × the chip's published peak in bfloat16), for both.
-* **Best** is the mesh with the shortest update, nothing hidden.
+* **Best** is the mesh with the shortest update, nothing hidden, of a topology's with as many records a chip.
 
 ## What it leaves out
 
@@ -92,7 +95,7 @@ def _conditions(versions: Mapping[str, str], config: Config) -> str:
     )
 
 
-def _mesh_table(predictions: Sequence[Prediction], best: Mapping[str, Prediction]) -> str:
+def _mesh_table(predictions: Sequence[Prediction], best: _Best) -> str:
     titles = [
         "topology",
         "chips",
@@ -111,7 +114,9 @@ def _mesh_table(predictions: Sequence[Prediction], best: Mapping[str, Prediction
         "MFU",
         "MFU, hidden",
     ]
-    rows = [_mesh_row(one, is_best=one is best.get(one.topology)) for one in _sorted(predictions)]
+    rows = [
+        _mesh_row(one, is_best=one is best.get((one.topology, one.records_per_chip))) for one in _sorted(predictions)
+    ]
     return markdown_table(titles, rows, num_text_columns=1)
 
 
@@ -149,22 +154,22 @@ def _refusals(predictions: Sequence[Prediction]) -> list[str]:
     return ["What does not fit, in the compiler's or the project's words:", "\n".join(lines)] if lines else []
 
 
-def _memory_table(best: Mapping[str, Prediction]) -> str:
+def _memory_table(best: _Best) -> str:
     members = _sorted(best.values())
     costs = [_costs(one) for one in members]
     kinds = list(dict.fromkeys(kind for each in costs for kind in each.memory))
-    titles = ["MiB", *(f"{one.topology} {one.mesh}" for one in members)]
+    titles = ["MiB", *(_with_records(f"{one.topology} {one.mesh}", one, best) for one in members)]
     rows = [[kind, *(f"{each.memory.get(kind, 0) / 2**20:,.1f}" for each in costs)] for kind in kinds]
     rows.append(["all", *(f"{each.memory_bytes / 2**20:,.1f}" for each in costs)])
     return markdown_table(titles, rows)
 
 
-def _collective_table(best: Mapping[str, Prediction]) -> str:
+def _collective_table(best: _Best) -> str:
     titles = ["topology", "mesh", "kind", "calls an update", "taking part, MB", "sent by a chip, MB", "at worst, ms"]
     rows = [
         [
             one.topology,
-            str(one.mesh),
+            _with_records(str(one.mesh), one, best),
             use.kind,
             f"{use.num_calls}",
             f"{use.num_bytes / 1e6:.1f}",
@@ -187,11 +192,21 @@ def _scaling_sections(predictions: Sequence[Prediction]) -> list[str]:
         lines = weak_scaling(own)
         if len(lines) > 1:
             title = f"## Weak scaling of {generation}, {records} records a chip"
-            found += [title, _scaling_table(lines, weak_scaling(own, base_chips=BASE_CHIPS)), *_worked(own)]
+            found += [title, _scaling_table(lines, _scaling_from_base(own)), *_worked(own)]
     return found
 
 
+def _scaling_from_base(predictions: Sequence[Prediction]) -> list[Scaling]:
+    """From BASE_CHIPS on, or from the fewest above; empty where there are none."""
+    lines = weak_scaling(predictions, base_chips=BASE_CHIPS)
+    return [line for line in lines if line.prediction.mesh.num_devices >= BASE_CHIPS]
+
+
 def _scaling_table(lines: Sequence[Scaling], from_base: Sequence[Scaling]) -> str:
+    """What is told from the base is left out where it has no chips, or the same as the first line."""
+    first, *bases = [own[0].prediction.mesh.num_devices for own in (lines, from_base) if own]
+    from_title = [f"from {base}" for base in bases if base != first]
+    hidden_title = [f"from {base}, all hidden there and nothing here" for base in bases]
     titles = [
         "chips",
         "best mesh",
@@ -199,16 +214,16 @@ def _scaling_table(lines: Sequence[Scaling], from_base: Sequence[Scaling]) -> st
         "collectives, ms",
         "update, ms",
         "records/s",
-        "efficiency from 1",
-        f"from {BASE_CHIPS}",
-        f"from {BASE_CHIPS}, all hidden there and nothing here",
+        f"efficiency from {first}",
+        *from_title,
+        *hidden_title,
     ]
     by_chips = {line.prediction.mesh.num_devices: line for line in from_base}
     rows = []
     for line in lines:
         one, chips = line.prediction, line.prediction.mesh.num_devices
         costs = _costs(one)
-        base = by_chips[chips] if chips >= BASE_CHIPS and chips in by_chips else None
+        base = by_chips.get(chips)
         rows.append(
             [
                 str(chips),
@@ -218,8 +233,8 @@ def _scaling_table(lines: Sequence[Scaling], from_base: Sequence[Scaling]) -> st
                 f"{1e3 * line.seconds:.1f}",
                 f"{chips * one.records_per_chip / line.seconds:,.0f}",
                 f"{line.efficiency:.1%}",
-                f"{base.efficiency:.1%}" if base else "",
-                f"{base.least_efficiency:.1%}" if base else "",
+                *(f"{base.efficiency:.1%}" if base else "" for _ in from_title),
+                *(f"{base.least_efficiency:.1%}" if base else "" for _ in hidden_title),
             ]
         )
     return markdown_table(titles, rows, num_text_columns=2)
@@ -227,8 +242,7 @@ def _scaling_table(lines: Sequence[Scaling], from_base: Sequence[Scaling]) -> st
 
 def _worked(predictions: Sequence[Prediction]) -> list[str]:
     """The last line of the table, worked out."""
-    lines = weak_scaling(predictions, base_chips=BASE_CHIPS)
-    lines = [line for line in lines if line.prediction.mesh.num_devices >= BASE_CHIPS]
+    lines = _scaling_from_base(predictions)
     if len(lines) < 2:
         return []
     base, last = lines[0], lines[-1]
@@ -245,7 +259,7 @@ def _worked(predictions: Sequence[Prediction]) -> list[str]:
     ]
 
 
-def _chip_table(best: Mapping[str, Prediction]) -> str:
+def _chip_table(best: _Best) -> str:
     chips: list[Chip] = [CHIPS[name] for name in sorted({one.chip.name for one in best.values()})]
     titles = ["chip", "bfloat16, TFLOP/s", "HBM, GiB", "HBM, GB/s", "links", "a link, one way, GB/s", "source"]
     rows = [
@@ -270,6 +284,12 @@ def _sorted(predictions: Iterable[Prediction]) -> list[Prediction]:
         predictions,
         key=lambda one: (order.index(one.chip.name), one.records_per_chip, one.mesh.num_devices),
     )
+
+
+def _with_records(name: str, one: Prediction, best: _Best) -> str:
+    """A name, with the records per chip where the best meshes of its topology have several numbers of them."""
+    is_alone = sum(topology == one.topology for topology, _ in best) == 1
+    return name if is_alone else f"{name}, {one.records_per_chip} records a chip"
 
 
 def _costs(prediction: Prediction) -> Costs:

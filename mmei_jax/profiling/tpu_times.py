@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmei_jax.profiling.operations import Operation
+from mmei_jax.profiling.operations import Operation, num_runs
 from mmei_jax.profiling.programs import ProgramFacts
 from mmei_jax.profiling.topologies import Chip
 
@@ -25,7 +25,8 @@ class TpuTimes:
         optimal_seconds: the least: of each operation its FLOPs at the peak or its bytes at the memory's rate, whichever
             takes longer.
         is_compilers: whether the compiler said so. It counts the body of a loop once; where loops are more than a
-            hundredth of a program it is the same calculation on the program's text, loops as often as they run.
+            hundredth of a program it is our calculation of that kind from the program's text, loops as often as they
+            run, which takes reads of memory on the chip for reads of the HBM and so may exceed ``expected_seconds``.
         expected_seconds: the cycles that the compiler expects of each operation as it has tiled it, one after the
             other.
     """
@@ -49,7 +50,7 @@ def tpu_times(facts: ProgramFacts, compiler_seconds: float | None, chip: Chip) -
     told = None
     if compiler_seconds is not None and roof < 1.0 and roof - once <= _LOOP_SHARE * roof:
         told = compiler_seconds - math.floor(compiler_seconds)
-    cycles = sum(_times(one, counts_loops_once=False) * one.expected_cycles for one in facts.operations)
+    cycles = sum(num_runs(one) * one.expected_cycles for one in facts.operations)
     return TpuTimes(
         optimal_seconds=roof if told is None else told,
         is_compilers=told is not None,
@@ -66,13 +67,9 @@ def roofline_seconds(operations: Sequence[Operation], chip: Chip, *, counts_loop
         counts_loops_once: as the compiler does.
     """
     seconds = (
-        _times(one, counts_loops_once=counts_loops_once)
+        num_runs(one, counts_loops_once=counts_loops_once)
         * max(one.work.flops / chip.flops_per_second, one.num_bytes / chip.memory_bytes_per_second)
         for one in operations
         if one.opcode not in _STILL
     )
     return sum(seconds, 0.0)
-
-
-def _times(operation: Operation, *, counts_loops_once: bool) -> int:
-    return 1 if counts_loops_once or operation.num_calls is None else operation.num_calls
