@@ -73,3 +73,24 @@ def test_training_curve_leaves_out_losses_that_were_not_finite():
     first, second = table_sections._training_curve(groups, "loss")
     assert first == 2.0
     assert np.isnan(second)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said", "percent"), [((0.7, 0.9), "above", "80.0%"), ((0.6, 0.8), "below", "70.0%")]
+)
+def test_finding_says_on_which_side_of_the_late_fusion_ceiling_the_reference_is(accuracies, said, percent):
+    ceilings = {"emotion/accuracy[late_fusion]": 0.75, "emotion/accuracy": 0.95}
+    reference = row(accuracies=accuracies, ceilings=ceilings)
+    # Neither its first row nor the order of the rows decides.
+    rows = [row("late_fusion", accuracies=(0.74, 0.78)), reference, row("text_only", accuracies=(0.2, 0.3))]
+    (text,) = table_sections.finding_section(rows, reference, " (made up)").blocks
+    assert f"names the emotion of {percent} of the 1,000 records (made up), the mean of 2 seeds." in text
+    assert f"**{said} the late-fusion ceiling of 75.0%**" in text
+    assert ("above" in text, "below" in text) == (said == "above", said == "below")
+    assert text.endswith("The best other row is Late Fusion with 76.0%.")
+
+
+def test_finding_without_a_known_ceiling_names_none():
+    reference = row()
+    (text,) = table_sections.finding_section([reference], reference, "").blocks
+    assert "ceiling" not in text
