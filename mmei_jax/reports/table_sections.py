@@ -303,7 +303,8 @@ def claims_section(
     claims = [*table_claims(means, float(np.nanmean(last)), titles), *further]
     text = (
         f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
-        "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size."
+        "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size, or the paper gives no "
+        "size."
     )
     return Section("The paper's claims", [text, claims_table(claims)])
 
