@@ -13,7 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = data = ml_collections.ConfigDict()
     # Folder with manifest.json and its shards (path).
     data.path = "runs/data/aigc_int"
-    # Names of manifest splits, joined (tuples of names). A split may appear in one of the three only.
+    # Names of manifest splits, joined (tuples of names). A split may appear in one of the three only, and
+    # one named "test" neither in the first nor in the second.
     data.train_splits = ("train",)
     data.validation_splits = ("validation",)
     data.test_splits = ("test",)

@@ -242,6 +242,8 @@ def _check_data(data: DataConfig) -> None:
     seen = [*data.train_splits, *data.validation_splits, *data.test_splits]
     shared = sorted({name for name in seen if seen.count(name) > 1})
     require(not shared, "data.*_splits", shared, "splits that are used once: training data must not be tested on")
+    for key in ("train_splits", "validation_splits"):
+        require("test" not in getattr(data, key), f"data.{key}", getattr(data, key), "no 'test': it is for testing")
     for key in ("batch_size", "evaluation_batch_size", "num_reader_threads", "num_prefetch_batches"):
         require(getattr(data, key) >= 1, f"data.{key}", getattr(data, key), "at least 1")
     _check_packing(data)

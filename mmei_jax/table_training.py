@@ -139,7 +139,7 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
             varied: dict[str, list[float]] = {key: [point[key] for point in points] for key in points[0]}
             varied["seed"] = [table.search.seed] * len(points)
             found = train_replicas(shorter, varied, dataset, folder / "search", budget, stop, title=f"{name}, search")
-            write_json(folder / "search.json", _search_summary(shorter, points, found))
+            write_json(folder / "search.json", _search_summary(shorter, table.search.seed, points, found))
             shutil.rmtree(folder / "search")
         chosen = read_json(folder / "search.json")["chosen"]
     for key, value in chosen.items():
@@ -174,7 +174,7 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
     shutil.rmtree(folder / "seeds")
 
 
-def _search_summary(config: Config, points: list[dict[str, float]], found: ReplicaResult) -> dict[str, Any]:
+def _search_summary(config: Config, seed: int, points: list[dict[str, float]], found: ReplicaResult) -> dict[str, Any]:
     """The table of the search, and the point with the best value; points that diverged have none."""
     values = found.progress.best_values
     known = [index for index, value in enumerate(values) if value is not None]
@@ -187,7 +187,7 @@ def _search_summary(config: Config, points: list[dict[str, float]], found: Repli
     return {
         "metric": config.train.best_metric,
         "num_epochs": config.train.num_epochs,
-        "seed": config.seed,
+        "seed": seed,
         "points": [
             {**point, "value": value, "has_diverged": diverged}
             for point, value, diverged in zip(points, values, found.progress.has_diverged, strict=True)

@@ -8,7 +8,14 @@ import pandas
 import pytest
 
 from mmei_jax.recommendation import catalogue_files
-from mmei_jax.recommendation.catalogue_files import describe, read_catalogue, read_ids, read_seen, split_catalogue
+from mmei_jax.recommendation.catalogue_files import (
+    describe,
+    read_catalogue,
+    read_ids,
+    read_seen,
+    read_whole_catalogue,
+    split_catalogue,
+)
 from mmei_jax.records import Catalogue
 from mmei_jax.types import InputError
 
@@ -109,6 +116,27 @@ def test_what_no_item_can_be_is_told_with_file_and_line(tmp_path, changes, expec
     assert str(error.value).startswith(f"{path}, line 4: ")
     assert expected in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("features", ["[1, 2]", 3.5, {"a": 1}, ["x"], [True]])
+def test_features_that_are_no_list_of_numbers_are_told_where_no_row_has_one(tmp_path, features):
+    rows = [{"id": "a", "kind": "music"}, {"id": "b", "kind": "music", "features": features}]
+    path = write_json(tmp_path / "items.jsonl", rows)
+    # A whole catalogue has as many features as the first list of them, whatever is in it.
+    readers = [lambda: list(read_catalogue(path, KINDS, 0))]
+    readers += [] if isinstance(features, list) else [lambda: read_whole_catalogue(path)]
+    for read_it in readers:
+        with pytest.raises(InputError) as error:
+            read_it()
+        assert str(error.value) == f"{path}, line 2: features are {features!r}: expected a list of numbers, or none"
+
+
+def test_catalogue_without_features_is_read(tmp_path):
+    rows = [{"id": "a", "kind": "music"}, {"id": "b", "kind": "music", "features": None}]
+    assert read_whole_catalogue(write_json(tmp_path / "items.jsonl", rows)).features.shape == (2, 0)
+    # A tower that reads words alone passes over the features that others read.
+    (block,) = read_catalogue(write_json(tmp_path / "more.jsonl", ROWS), KINDS, 0)
+    assert block.features.shape == (3, 0)
 
 
 @pytest.mark.parametrize(

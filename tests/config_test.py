@@ -65,6 +65,14 @@ REFUSED = [
     ({"data__modalities": ("text", "text")}, r"config\.data\.modalities .* each modality once"),
     ({"data__train_splits": "train"}, r"config\.data\.train_splits = 'train': expected a tuple"),
     ({"data__test_splits": ("train",)}, r"splits that are used once"),
+    (
+        {"data__validation_splits": ("test",), "data__test_splits": ("validation",)},
+        r"config\.data\.validation_splits = \('test',\): expected no 'test': it is for testing",
+    ),
+    (
+        {"data__train_splits": ("train", "test"), "data__test_splits": ("validation2",)},
+        r"config\.data\.train_splits = \('train', 'test'\): expected no 'test': it is for testing",
+    ),
     ({"data__max_tokens__audio": (50, 24)}, r"config\.data\.max_tokens\.audio"),
     ({"data__max_tokens__audio": (24, 50)}, r"as many buckets as data\.max_tokens\.vision \(1\)"),
     ({"data__batch_size": 0}, r"config\.data\.batch_size = 0: expected at least 1"),

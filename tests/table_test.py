@@ -101,6 +101,8 @@ def test_search_chooses_the_best_point_on_validation_and_every_seed_trains_with_
         search = json.loads((workdir / "rows" / name / "search.json").read_text())
         assert [{key: point[key] for key in points[0]} for point in search["points"]] == points
         assert search["metric"] == "validation/mean_accuracy"
+        # The search's own seed, not that of the row's first replica, 0.
+        assert search["seed"] == 7
         best = int(np.argmax([point["value"] for point in search["points"]]))
         assert search["chosen"] == points[best]
         row = read_row(workdir, name)

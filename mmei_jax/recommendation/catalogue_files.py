@@ -223,6 +223,10 @@ def _tags(cells: dict[str, Any], where: str) -> list[str] | None:
 
 def _features(value: Any, item_dim: int, where: str) -> Float32[np.ndarray, "dim"]:
     if not item_dim:
+        # Nothing reads them, but what is no list of numbers was meant as something else.
+        is_list = isinstance(value, list) and set(map(type, value)) <= {int, float}
+        if value is not None and not is_list:
+            raise InputError(f"{where}: features are {shown(value)}: expected a list of numbers, or none")
         return np.zeros(0, np.float32)
     is_list = isinstance(value, list) and len(value) == item_dim and set(map(type, value)) <= {int, float}
     if not is_list:

@@ -1,7 +1,7 @@
 """The claim ledger: every number that the paper gives, ours beside it, and one of four verdicts.
 
 * *reproduced*: the paper's number lies in our interval, and a difference has its sign beyond doubt;
-* *direction only*: the difference has its sign beyond doubt, and another size;
+* *direction only*: the difference has its sign beyond doubt, and another size, or the paper gives no size;
 * *not reproduced*: anything else that was measured;
 * *cannot be tested*: it was not measured, and the reason says why.
 """
@@ -29,7 +29,7 @@ ONLINE_CLAIMS = {
 _CONFIDENCE = 0.95
 
 _REASONS = {
-    "reproduced": "",
+    "reproduced": "sign and size agree; the data are others",
     "direction only": "the sign is the paper's, the size is not",
     "not reproduced": "the interval does not lie on the paper's side of 0",
 }
@@ -185,9 +185,13 @@ def _level(name: str, printed: str, paper: float, found: ResampledMeans | None, 
     if found is None or metric not in found.metrics or not np.isfinite(found.value(metric)[0]):
         return Claim(name, printed, "", "cannot be tested", "not measured here")
     ours = found.value(metric)
-    reason = "the paper's data set was not published: another one, simulated or not, has another level"
     verdict = level_verdict(paper, ours)
-    return Claim(name, printed, _print(ours), verdict, "" if verdict == "reproduced" else reason)
+    reason = (
+        "the level agrees; the data are others"
+        if verdict == "reproduced"
+        else "the paper's data set was not published: another one, simulated or not, has another level"
+    )
+    return Claim(name, printed, _print(ours), verdict, reason)
 
 
 def _gain(means: Mapping[str, ResampledMeans], metric: str, paper: float, *, is_relative: bool) -> Claim:

@@ -249,31 +249,45 @@ def _listed(numbers: list[float]) -> str:
 
 
 def loss_section(reference: Row, note: str) -> Section:
-    """Fig. 3: training and validation over epochs, the mean of the seeds."""
-    groups = reference.training["history"]
-    evaluations = groups[0]["evaluations"]
+    """Fig. 3: training and validation over epochs, the mean of the seeds that have not stopped."""
+    groups = [group["evaluations"] for group in reference.training["history"]]
     splits = Dataset.open(reference.config.data.path).manifest["splits"]
     num_records = sum(splits[name]["num_records"] for name in reference.config.data.train_splits)
-    epochs = [part["step"] * reference.config.data.batch_size / num_records for part in evaluations]
-
-    def mean(key: str) -> list[float]:
-        found = []
-        for place in range(len(epochs)):
-            parts = [np.array(group["evaluations"][place][key], float) for group in groups]
-            found.append(float(np.nanmean(np.concatenate(parts))))
-        return found
-
+    epochs = [part["step"] * reference.config.data.batch_size / num_records for part in max(groups, key=len)]
     best = np.mean(reference.training["best_steps"]) * reference.config.data.batch_size / num_records
     figure = loss_figure(
-        {"Total loss": ((epochs, mean("loss")), (epochs, mean("validation_loss")))},
-        {reference.training["best_metric"]: (epochs, mean("value"))},
+        {
+            "Total loss": (
+                (epochs, _training_curve(groups, "loss")),
+                (epochs, _training_curve(groups, "validation_loss")),
+            )
+        },
+        {reference.training["best_metric"]: (epochs, _training_curve(groups, "value"))},
         best_epoch=float(best),
     )
     caption = (
-        f"Losses of {reference.name}{note} over epochs, mean of {len(reference.result['seeds'])} seeds; the dotted "
-        "line is the mean epoch of the checkpoints that were evaluated. The place of the paper's Fig. 3."
+        f"Losses of {reference.name}{note} over epochs, mean of {len(reference.result['seeds'])} seeds, each until it "
+        "stopped; the dotted line is the mean epoch of the checkpoints that were evaluated. The place of the paper's "
+        "Fig. 3."
     )
     return Section("Training", [Picture("loss.png", caption, to_png(figure))])
+
+
+def _training_curve(groups: list[list[dict[str, Any]]], key: str) -> list[float]:
+    """By place of an evaluation, the mean over the replicas of all groups that were at work until then.
+
+    A replica that has stopped goes on logging, but what it logs is of updates that were discarded. NaN where no
+    replica has a finite number.
+    """
+    curve = []
+    for place in range(max(map(len, groups))):
+        # Groups that did not fit into memory together end at different evaluations: those that have this one count.
+        known = [group for group in groups if place < len(group)]
+        values = np.concatenate([np.array(group[place][key], float) for group in known])
+        was_active = [group[place - 1]["is_active"] if place else [True] * len(group[0][key]) for group in known]
+        counts = np.concatenate(was_active).astype(bool) & np.isfinite(values)
+        curve.append(float(values[counts].mean()) if counts.any() else float("nan"))
+    return curve
 
 
 def claims_section(
@@ -289,7 +303,8 @@ def claims_section(
     claims = [*table_claims(means, float(np.nanmean(last)), titles), *further]
     text = (
         f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
-        "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size."
+        "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size, or the paper gives no "
+        "size."
     )
     return Section("The paper's claims", [text, claims_table(claims)])
 
