@@ -1,4 +1,4 @@
-"""Has any of our ratios become worse? Makes every benchmark's quick run again and compares it with the committed one.
+"""Has any of our ratios become worse? Makes every benchmark's quick run again and compares it with a record.
 
     python -m benchmarks.run --check [--only=fusion_step,startup]
     python -m benchmarks.run --record=benchmarks/results/DATE_quick.json [--num_runs=3]

@@ -10,7 +10,9 @@ as the shards hold it and as the model was trained on; positions count what is t
 modality's tokens lacks the modality. (Zeros in their place, as some do, would be read as a kind of frame.)
 """
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +88,7 @@ def corrupt(
         condition: one of them.
         deviations: by modality, ``[dim]`` standard deviation of each feature.
     """
-    corrupted = {}
+    corrupted: dict[str, Any] = {}
     for name, sequence in batch.sequences().items():
         is_left = (
             (sequence.segment_ids > 0)
@@ -96,7 +98,7 @@ def corrupt(
         scaled = draws[name].noise * (condition.noise_level * deviations[name])[None, None]
         features = sequence.features.astype(jnp.float32) + scaled
         corrupted[name] = _taken_together(features, sequence.segment_ids, is_left)
-    return batch.replace(**corrupted)  # type: ignore[attr-defined]
+    return dataclasses.replace(batch, **corrupted)
 
 
 def _taken_together(

@@ -4,6 +4,7 @@ Tokens lie one after the other, without padding. A plan says which of them goes 
 from the same order and the same layouts as the batches that :mod:`mmei_jax.input_pipeline` reads.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,8 +75,8 @@ def read_device_split(split: Split, config: Config, statistics: RankingStatistic
         chunk = reader.read(np.arange(start, min(start + _RECORDS_PER_CHUNK, split.num_records)), layout)
         for name, sequence in chunk.sequences().items():
             tokens[name].append(np.asarray(sequence.features)[np.asarray(sequence.segment_ids) > 0])
-        absent = dict.fromkeys(MODALITIES)
-        records.append(chunk.replace(**absent))  # type: ignore[attr-defined]
+        absent: dict[str, Any] = dict.fromkeys(MODALITIES)
+        records.append(dataclasses.replace(chunk, **absent))
     joined: Batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *records)
     # One row at least, so that an index is always valid.
     rows: dict[str, Any] = {name: np.concatenate(parts) for name, parts in tokens.items()}
@@ -113,7 +114,7 @@ def gather_batch(table: DeviceSplit, plan: BatchPlan) -> Batch:
             relevant_index=jnp.where(is_record[:, None], ranking.relevant_index, -1),
             slate=None if slate is None else slate.replace(is_shown=slate.is_shown & is_record[:, None]),
         )
-    gathered: Batch = taken.replace(**changes, is_record=is_record, record_index=plan.record_index)  # type: ignore[attr-defined]
+    gathered: Batch = dataclasses.replace(taken, **changes, is_record=is_record, record_index=plan.record_index)
     return gathered
 
 

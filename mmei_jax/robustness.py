@@ -252,8 +252,8 @@ def _only(batch: Batch, is_chosen: Array) -> Batch:
     def chosen(label: Label | None) -> Label | None:
         return None if label is None else Label(value=label.value, is_labelled=label.is_labelled & is_chosen)
 
-    return batch.replace(  # type: ignore[attr-defined]
-        is_record=batch.is_record & is_chosen, emotion=chosen(batch.emotion), intent=chosen(batch.intent)
+    return dataclasses.replace(
+        batch, is_record=batch.is_record & is_chosen, emotion=chosen(batch.emotion), intent=chosen(batch.intent)
     )
 
 

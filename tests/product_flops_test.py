@@ -14,14 +14,20 @@ def counted(function, *arguments):
 
 def test_gradient_of_a_product_costs_two_more_of_them():
     x, w = jnp.ones((8, 16)), jnp.ones((16, 32))
-    loss = lambda x, w: jnp.sum((x @ w) ** 2)  # noqa: E731
+
+    def loss(x, w):
+        return jnp.sum((x @ w) ** 2)
+
     assert counted(loss, x, w) == 2 * 8 * 16 * 32
     assert counted(jax.grad(loss, argnums=(0, 1)), x, w) == 3 * 2 * 8 * 16 * 32
 
 
 def test_frozen_parameters_cost_no_gradient():
     x, w = jnp.ones((8, 16)), jnp.ones((16, 32))
-    loss = lambda x, w: jnp.sum((x @ jax.lax.stop_gradient(w)) ** 2)  # noqa: E731
+
+    def loss(x, w):
+        return jnp.sum((x @ jax.lax.stop_gradient(w)) ** 2)
+
     assert counted(jax.grad(loss), x, w) == 2 * 2 * 8 * 16 * 32
 
 
@@ -35,8 +41,13 @@ def test_scan_counts_each_turn_and_a_condition_its_dearest_branch():
 
 def test_what_is_computed_again_is_counted_as_it_is_traced():
     x, w = jnp.ones((8, 16)), jnp.ones((16, 16))
-    layer = lambda x, w: jnp.sin(jnp.sin(x @ w) @ w)  # noqa: E731
-    loss = lambda x, w, apply: jnp.sum(apply(x, w))  # noqa: E731
+
+    def layer(x, w):
+        return jnp.sin(jnp.sin(x @ w) @ w)
+
+    def loss(x, w, apply):
+        return jnp.sum(apply(x, w))
+
     kept = counted(jax.grad(lambda x, w: loss(x, w, layer)), x, w)
     again = counted(jax.grad(lambda x, w: loss(x, w, jax.checkpoint(layer))), x, w)
     assert again > kept
@@ -45,9 +56,12 @@ def test_what_is_computed_again_is_counted_as_it_is_traced():
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 2)])
 def test_convolution_costs_what_xla_says_without_padding(stride, groups):
     x, w = jnp.ones((2, 33, 8)), jnp.ones((3, 8 // groups, 6))
-    function = lambda x, w: jax.lax.conv_general_dilated(  # noqa: E731
-        x, w, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
-    )
+
+    def function(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
+        )
+
     compiled = jax.jit(function).lower(x, w).compile().cost_analysis()
     num_outputs = (33 - 3) // stride + 1
     assert counted(function, x, w) == 2 * 2 * num_outputs * 3 * (8 // groups) * 6

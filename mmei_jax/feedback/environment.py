@@ -9,6 +9,7 @@ What a user shows of their state is a record of a pool: one of those whose emoti
 may read that record, the user's id and what was fed back; everything else is hidden. This module knows no model.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -224,7 +225,8 @@ def show(
     ratings = jnp.concatenate([users.waiting, jnp.where(gives, mean, jnp.nan)[:, None]], axis=1)
     noise = jax.random.normal(keys[6], users.taste.shape)
     drift = config.taste_drift
-    later = users.replace(  # type: ignore[attr-defined]
+    later = dataclasses.replace(
+        users,
         taste=(1.0 - drift**2) ** 0.5 * users.taste + drift * noise,
         num_visits=users.num_visits + 1,
         waiting=ratings[:, 1:],
@@ -273,5 +275,5 @@ def new_visit(key: Array, world: World, users: Users) -> Users:
     state = emotion * len(INTENTS) + intent
     place = jnp.floor(jax.random.uniform(record_key, shape) * world.pool_size[state]).astype(jnp.int32)
     record = world.pool[state, jnp.minimum(place, world.pool_size[state] - 1)]
-    changed: Users = users.replace(kind=kind, emotion=emotion, intent=intent, record=record)  # type: ignore[attr-defined]
+    changed: Users = dataclasses.replace(users, kind=kind, emotion=emotion, intent=intent, record=record)
     return changed

@@ -5,6 +5,7 @@ the scores (Plackett and Luce), so that the propensity of an item at its positio
 that are left; a greedy policy is the limit of a small temperature, and has propensities of 1.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -287,8 +288,8 @@ class LinearBandit:
 
     def update(self, features: Float[Array, "rows features"], rewards: Float[Array, "rows"]) -> "LinearBandit":
         """With more rows."""
-        seen: LinearBandit = self.replace(  # type: ignore[attr-defined]
-            precision=self.precision + features.T @ features, target=self.target + features.T @ rewards
+        seen: LinearBandit = dataclasses.replace(
+            self, precision=self.precision + features.T @ features, target=self.target + features.T @ rewards
         )
         return seen
 

@@ -5,6 +5,7 @@ compiled program draws and judges the slates of them all. A policy reads the rec
 :mod:`mmei_jax.feedback.environment` hides, it never sees.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +148,7 @@ class PolicyMaker:
         if jnp.any(policy.record_scores != 0.0):
             raise ValueError("the policy reads records of another pool")
         shape = (len(self.pool.user_embedding), len(self.pool.item_ids))
-        moved: SlatePolicy = policy.replace(record_scores=jnp.zeros(shape))  # type: ignore[attr-defined]
+        moved: SlatePolicy = dataclasses.replace(policy, record_scores=jnp.zeros(shape))
         return moved
 
     def bandits(
@@ -226,7 +227,7 @@ def _bandit_scores(
     features = _bandit_features(users[shown_record][:, None], items[shown_items])
     num_features = features.shape[-1]
     bandit = LinearBandit.fresh(num_features)
-    bandit = bandit.replace(precision=bandit.precision * penalty)  # type: ignore[attr-defined]
+    bandit = dataclasses.replace(bandit, precision=bandit.precision * penalty)
     bandit = bandit.update(features.reshape(-1, num_features), rewards.reshape(-1))
 
     def of_record(user: Array) -> Array:

@@ -1,5 +1,6 @@
 """Users who come back: a policy fills their slates, they react, several visits in one compiled program."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -123,7 +124,7 @@ def _visit(
 
     users, visits = jax.lax.scan(once, users, jax.random.split(key, num_visits))
     rating = of_their_slates(visits.rating, config.rating_delay_visits)
-    return users, visits.replace(rating=rating)  # type: ignore[attr-defined]
+    return users, dataclasses.replace(visits, rating=rating)
 
 
 def is_allowed(item_kind: Int[Array, "items"], kind: Int[Array, "visits"]) -> Any:

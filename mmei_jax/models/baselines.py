@@ -127,13 +127,14 @@ class LateFusion(nn.Module):
         """
         given, outputs = batch.sequences(), {}
         for name in self.tasks.inputs():
-            others = {other: None for other in MODALITIES if other != name}
-            alone = batch.replace(**others, ranking=None)  # type: ignore[attr-defined]
+            others: dict[str, Any] = {other: None for other in MODALITIES if other != name}
+            alone = dataclasses.replace(batch, **others, ranking=None)
             if name not in given:
                 # One padding token: the branch must know the number of rows.
                 rows = next(iter(given.values())).segment_ids.shape[0]
                 features = jnp.zeros((rows, 1, self.tasks.inputs()[name].dim))
-                alone = alone.replace(**{name: TokenSequence(features, jnp.zeros((rows, 1), jnp.int32))})
+                filler: dict[str, Any] = {name: TokenSequence(features, jnp.zeros((rows, 1), jnp.int32))}
+                alone = dataclasses.replace(alone, **filler)
             outputs[name] = self.branch[name](alone, is_training=is_training)
         # The weight of a branch's only modality is 1 where it is present, and 0 where not.
         present = in_order({name: found.modality_weights[:, MODALITIES.index(name)] for name, found in outputs.items()})

@@ -7,6 +7,8 @@ Two passes through the model's own layers, beside the one that its tasks read:
 * with one modality of each record masked, whose tokens are then predicted from the states after fusion.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -65,7 +67,7 @@ class PretrainingMmei(Mmei):
         sequences = self.encode(batch)
         outputs = self.answer(batch, sequences, is_training=is_training)
         if not self.tasks.names():
-            outputs = outputs.replace(modality_weights=jnp.zeros_like(outputs.modality_weights))  # type: ignore[attr-defined]
+            outputs = dataclasses.replace(outputs, modality_weights=jnp.zeros_like(outputs.modality_weights))
         num_records, is_on = batch.is_record.shape[0], objective_weights(self.objectives)
         segment_ids = {name: sequence.segment_ids for name, sequence in sequences.items()}
         present = {
@@ -82,7 +84,7 @@ class PretrainingMmei(Mmei):
             if MASKED_PREDICTION in is_on
             else {},
         )
-        answered: Outputs = outputs.replace(pretraining=found)  # type: ignore[attr-defined]
+        answered: Outputs = dataclasses.replace(outputs, pretraining=found)
         return answered
 
     def _projections(

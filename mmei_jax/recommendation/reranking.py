@@ -16,6 +16,7 @@ fewer than the caps allow. To that end a place is not given to an item after whi
 which can be told in advance, from the counts by creator and origin (the largest flow from creators to two origins).
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -268,7 +269,7 @@ def rerank(
     certainty = affect_certainty(emotion, intent, emotion_kind=emotion_kind)
     weight = jnp.maximum(certainty, limits.least_affect_weight)
     found: Reranked = jax.vmap(partial(_rerank_query, limits=limits, k=k))(candidates, weight)
-    return found.replace(emotion=emotion, intent=intent)  # type: ignore[attr-defined]
+    return dataclasses.replace(found, emotion=emotion, intent=intent)
 
 
 @struct.dataclass
@@ -319,7 +320,7 @@ def _rerank_query(candidates: Candidates, weight: Array, *, limits: Limits, k: i
     most_each = jnp.full(num_candidates, limits.most_per_creator, jnp.int32)
     at_first = _Room(room=most_each, left=left, quota=jnp.zeros(2, jnp.int32))
     num_answered = at_first.most_answered(limits.most_of_origin)
-    at_first = at_first.replace(quota=limits.most_of_origin[:, num_answered])  # type: ignore[attr-defined]
+    at_first = dataclasses.replace(at_first, quota=limits.most_of_origin[:, num_answered])
 
     def fill(carry: tuple[Array, Array, _Room], position: Array) -> tuple[Any, Any]:
         is_left, nearest, caps = carry

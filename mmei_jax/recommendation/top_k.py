@@ -8,6 +8,7 @@ Ties: of items with equal scores, as they were computed, the highest row comes f
 :mod:`mmei_jax.ranking_metrics`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -243,12 +244,12 @@ def map_parts(
 
     def on_device(table: ItemTable, is_allowed: Any, start: Array, filters: Filters, *others: Any) -> Any:
         if is_allowed is not None:
-            table = table.replace(is_listed=table.is_listed & is_allowed)  # type: ignore[attr-defined]
+            table = dataclasses.replace(table, is_listed=table.is_listed & is_allowed)
         return jax.tree.map(lambda leaf: leaf[None], function(TablePart(table, filters, start[0], size), *others))
 
     starts = jnp.arange(mesh.size, dtype=jnp.int32) * (num_rows // mesh.size)
     spread = spread_over(mesh, on_device, is_split=(True, True, True, False, *(False for _ in others)))
-    by_query = filters.replace(is_allowed=None)  # type: ignore[attr-defined]
+    by_query = dataclasses.replace(filters, is_allowed=None)
     return spread(table, filters.is_allowed, starts, by_query, *others)
 
 
