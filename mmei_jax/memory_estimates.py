@@ -89,9 +89,7 @@ def estimate(parts: TrainingParts) -> MemoryEstimate:
     ]
     own_gradients = bytes_per_device(trained)
     gradients = own_gradients * min(2, parts.config.train.gradient_accumulation_steps)
-    # The largest of the shapes that batches can have.
-    layout = max(parts.layouts(), key=lambda one: one.num_rows * sum(one.num_tokens.values()))
-    batch = parts.batch_shapes(layout)
+    batch = parts.batch_shapes()
     jaxpr = jax.make_jaxpr(parts.train_step())(state, batch).jaxpr
     alive = most_alive(jaxpr, _share_of(state.parameters, parts.mesh))
     return MemoryEstimate(

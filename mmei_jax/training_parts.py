@@ -63,13 +63,21 @@ class TrainingParts:
         data = self.config.data
         return (*packed_layouts(data, data.batch_size), *padded_layouts(data, data.batch_size))
 
+    def largest_layout(self) -> Layout:
+        """That of :meth:`layouts` with most token places: what a run must have memory and time for.
+
+        Where rows are packed it is in general that of the longest length bucket, which a batch takes that fits no
+        number of packed rows.
+        """
+        return max(self.layouts(), key=lambda layout: layout.num_rows * sum(layout.num_tokens.values()))
+
     def batch_shapes(self, layout: Layout | None = None) -> Batch:
         """Shapes of a training batch, with shardings on the mesh; no record but one is read.
 
         Args:
-            layout: one of :meth:`layouts`; None takes the last, which is the largest but where rows are packed.
+            layout: one of :meth:`layouts`; None takes :meth:`largest_layout`.
         """
-        layout = layout or self.layouts()[-1]
+        layout = layout or self.largest_layout()
         statistics = input_pipeline.ranking_statistics(self.dataset, self.config)
         row = np.full(layout.records_per_row, -1, np.int64)
         row[0] = 0

@@ -14,6 +14,7 @@ from mmei_jax.profiling.lowering import UpdateLowering
 from mmei_jax.profiling.product_flops import product_flops
 from mmei_jax.profiling.topology import PREDICTIONS_NAME, REPORT_NAME, predict_topologies
 from mmei_jax.sharding import mesh_over
+from mmei_jax.training_parts import TrainingParts
 from mmei_jax.types import InputError
 from mmei_jax.workdir import locked
 from tests import processes, tiny
@@ -128,7 +129,7 @@ def test_program_that_does_not_fit_is_an_answer(config, no_tpu, monkeypatch, tmp
             "23.43G of 15.75G hbm. Exceeded hbm capacity by 7.68G."
         )
 
-    monkeypatch.setattr(prediction, "lower", refuse)
+    monkeypatch.setattr(TrainingParts, "lower", refuse)
     (one,), (line,) = run(config, tmp_path)
     assert one.costs is None
     assert one.refusal == "needs 23.43GB of 15.75GB hbm"

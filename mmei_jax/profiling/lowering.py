@@ -52,7 +52,7 @@ class UpdateLowering:
         """
         parts = dataclasses.replace(self._parts, config=_resized(self._config, num_records, shape), mesh=mesh)
         check_split(parts.state_shapes().parameters, parts.config.mesh)
-        num_rows = _largest_layout(parts).num_rows
+        num_rows = parts.largest_layout().num_rows
         num_micro_batches, num_shards = self._config.train.gradient_accumulation_steps, shape.data * shape.fsdp
         if num_rows % (num_micro_batches * num_shards):
             raise InputError(
@@ -62,7 +62,7 @@ class UpdateLowering:
         return parts
 
     def model_flops(self, num_records: int) -> float:
-        """Operations of all products that an update asks for: without what remat computes again.
+        """Operations of all products that an update of the largest batches asks for: without what remat computes again.
 
         Args:
             num_records: of an update.
@@ -73,21 +73,9 @@ class UpdateLowering:
             # Shapes alone count, wherever they lie.
             shape = MeshShape(1, 1, 1)
             plain = UpdateLowering(config).on(self._parts.mesh, shape, num_records)
-            batch = plain.batch_shapes(_largest_layout(plain))
-            self._model_flops[num_records] = product_flops(
-                jax.make_jaxpr(plain.train_step())(plain.state_shapes(), batch)
-            )
+            update = jax.make_jaxpr(plain.train_step())(plain.state_shapes(), plain.batch_shapes())
+            self._model_flops[num_records] = product_flops(update)
         return self._model_flops[num_records]
-
-
-def lower(parts: TrainingParts) -> jax.stages.Lowered:
-    """The update of the largest batches that a run means to have: longest buckets, or most packed rows."""
-    return parts.lower(_largest_layout(parts))
-
-
-def _largest_layout(parts: TrainingParts) -> Any:
-    num_packed = len(parts.config.data.packing.num_rows)
-    return parts.layouts()[num_packed - 1]
 
 
 def _resized(config: Config, num_records: int, shape: MeshShape) -> Config:

@@ -18,7 +18,7 @@ from mmei_jax.config import Config
 from mmei_jax.fingerprints import canonical_json
 from mmei_jax.out_of_memory import is_out_of_memory
 from mmei_jax.profiling.candidates import MeshShape, candidate_meshes, parse_meshes
-from mmei_jax.profiling.lowering import UpdateLowering, lower
+from mmei_jax.profiling.lowering import UpdateLowering
 from mmei_jax.profiling.predictions import Prediction, costs_of, prediction_from_json
 from mmei_jax.profiling.programs import describe_program
 from mmei_jax.profiling.topologies import Topology, parse_topology, topology_devices
@@ -110,7 +110,7 @@ def predict(
     started, seconds, costs, refusal = time.perf_counter(), 0.0, None, ""
     try:
         parts = lowering.on(mesh_over(devices, fsdp=shape.fsdp, tensor=shape.tensor), shape, num_records)
-        lowered = lower(parts)
+        lowered = parts.lower()
         started = time.perf_counter()
         compiled = lowered.compile()
     except InputError as error:
