@@ -81,14 +81,7 @@ class Saving:
 def estimate(parts: TrainingParts) -> MemoryEstimate:
     """What a run's largest batches need; nothing is compiled or allocated."""
     state = parts.state_shapes()
-    is_trained = trained_mask(parts.config.optimizer, state.parameters)
-    trained = [
-        leaf
-        for leaf, learns in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(is_trained), strict=True)
-        if learns
-    ]
-    own_gradients = bytes_per_device(trained)
-    gradients = own_gradients * min(2, parts.config.train.gradient_accumulation_steps)
+    gradients = gradient_bytes(parts.config, state.parameters)
     batch = parts.batch_shapes()
     jaxpr = jax.make_jaxpr(parts.train_step())(state, batch).jaxpr
     alive = most_alive(jaxpr, _share_of(state.parameters, parts.mesh))
@@ -101,6 +94,18 @@ def estimate(parts: TrainingParts) -> MemoryEstimate:
         # them, they are the peak.
         activations=max(0, alive - gradients),
     )
+
+
+def gradient_bytes(config: Config, parameters: Any) -> int:
+    """Bytes on one device of the trained parameters' gradients, twice where they are added up over micro-batches.
+
+    Args:
+        config: says which parameters are trained, and how many micro-batches there are.
+        parameters: shapes, with shardings.
+    """
+    is_trained = jax.tree.leaves(trained_mask(config.optimizer, parameters))
+    trained = [leaf for leaf, learns in zip(jax.tree.leaves(parameters), is_trained, strict=True) if learns]
+    return bytes_per_device(trained) * min(2, config.train.gradient_accumulation_steps)
 
 
 def largest_savings(parts: TrainingParts, now: MemoryEstimate, *, num_settings: int = 3) -> list[Saving]:
@@ -120,8 +125,7 @@ def largest_savings(parts: TrainingParts, now: MemoryEstimate, *, num_settings: 
             continue
         saved = now.total - estimate(other).total
         if saved > 0:
-            setting = shlex.join(f"--config.{key}={_shown(value)}" for key, value in changes.items())
-            found.append(Saving(setting, note, saved))
+            found.append(Saving(as_flags(changes), note, saved))
     return sorted(found, key=lambda saving: -saving.num_bytes)[:num_settings]
 
 
@@ -152,6 +156,20 @@ def alternatives(config: Config) -> Iterator[tuple[dict[str, Any], str]]:
             yield {"mesh.data": -1, f"mesh.{axis}": num_devices // others}, "the same numbers, more is sent"
     if data.num_prefetch_batches > 1:
         yield {"data.num_prefetch_batches": 1}, "the same numbers, less is read ahead"
+
+
+def as_flags(changes: Mapping[str, Any]) -> str:
+    """Changes by dotted key as a shell takes them.
+
+    Example:
+        >>> as_flags({"data.max_tokens.text": (8, 16), "seed": 1})
+        "'--config.data.max_tokens.text=(8,16)' --config.seed=1"
+    """
+
+    def shown(value: Any) -> str:
+        return repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)
+
+    return shlex.join(f"--config.{key}={shown(value)}" for key, value in changes.items())
 
 
 def changed(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -248,7 +266,3 @@ def _changed_parts(parts: TrainingParts, changes: Mapping[str, Any]) -> Training
     mesh, model = make_mesh(config), build_model(config, parts.dataset)
     check_split(placed_variable_shapes(model, mesh)["params"], config.mesh)
     return dataclasses.replace(parts, config=config, mesh=mesh, model=model)
-
-
-def _shown(value: Any) -> str:
-    return repr(value).replace(" ", "") if isinstance(value, tuple) else str(value)

@@ -1,7 +1,7 @@
 """A device that runs out of memory, told in words: what needs how much, and which settings would need less."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import jax
 
@@ -19,8 +19,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and _STATUS in str(error)
 
 
-@contextmanager
-def explained(config: Config, parts: TrainingParts | None = None) -> Iterator[None]:
+def explained(config: Config, parts: TrainingParts | None = None) -> AbstractContextManager[None]:
     """Tells what a run needs of a device's memory, where that is too small within the block.
 
     Args:
@@ -30,12 +29,38 @@ def explained(config: Config, parts: TrainingParts | None = None) -> Iterator[No
     Raises:
         OutOfMemoryError: with the table of what the run needs, and the three settings that would reduce it most.
     """
+    return explained_by(lambda: _details(config, parts), what="this run")
+
+
+@contextmanager
+def explained_by(details: Callable[[], list[str]], *, what: str) -> Iterator[None]:
+    """Tells what is needed of a device's memory, where that is too small within the block.
+
+    Args:
+        details: gives the lines below the error's own; called only then.
+        what: a device's memory does not hold.
+
+    Raises:
+        OutOfMemoryError: with these lines.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(_headline(error), _details(config, parts)) from error
+        raise OutOfMemoryError(_headline(error, what), details_or_why_not(details)) from error
+
+
+def details_or_why_not(details: Callable[[], list[str]]) -> list[str]:
+    """The lines, or the one that says why there are none.
+
+    Args:
+        details: gives the lines.
+    """
+    try:
+        return details()
+    except (InputError, jax.errors.JaxRuntimeError) as error:
+        return [f"what it needs could not be estimated: {' '.join(str(error).split())}"]
 
 
 def memory_lines(by_kind: Mapping[str, int], title: str) -> list[str]:
@@ -53,7 +78,7 @@ def memory_lines(by_kind: Mapping[str, int], title: str) -> list[str]:
 def saving_lines(savings: Sequence[Saving]) -> list[str]:
     """Settings that need less, one a line, the largest saving first."""
     if not savings:
-        return ["no setting would need less; a larger device, or more of them (config.mesh.fsdp)"]
+        return ["no setting would need less; a larger device, or more of them"]
     lines = [
         f"  {saving.setting}: about {shown_bytes(saving.num_bytes)} less" + (f" ({saving.note})" if saving.note else "")
         for saving in savings
@@ -76,21 +101,17 @@ def shown_bytes(num_bytes: int) -> str:
     return f"{size:.1f} {_UNITS[-1]}"
 
 
-def _headline(error: jax.errors.JaxRuntimeError) -> str:
+def _headline(error: jax.errors.JaxRuntimeError, what: str) -> str:
     reason = " ".join(str(error).partition(_STATUS)[2].lstrip(": ").split("\n")[0].split())
     device = jax.local_devices()[0]
     # What a platform does not tell.
     limit = (device.memory_stats() or {}).get("bytes_limit")
     size = f" of {shown_bytes(limit)}" if limit else ""
-    return f"out of memory: the memory{size} of a device ({device.device_kind}) does not hold this run: {reason}"
+    return f"out of memory: the memory{size} of a device ({device.device_kind}) does not hold {what}: {reason}"
 
 
 def _details(config: Config, parts: TrainingParts | None) -> list[str]:
-    try:
-        parts = prepare(config) if parts is None else parts
-        now = estimate(parts)
-        savings = largest_savings(parts, now)
-    except (InputError, jax.errors.JaxRuntimeError) as error:
-        return [f"what it needs could not be estimated: {' '.join(str(error).split())}"]
+    parts = prepare(config) if parts is None else parts
+    now = estimate(parts)
     title = "what this run needs on each device, estimated from its shapes before any compiler's savings:"
-    return [*memory_lines(now.by_kind(), title), *saving_lines(savings)]
+    return [*memory_lines(now.by_kind(), title), *saving_lines(largest_savings(parts, now))]

@@ -6,7 +6,7 @@ what is left follows in further groups.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +24,14 @@ from mmei_jax.device_split import DeviceSplit, read_device_split
 from mmei_jax.evaluation import Evaluator, emotion_class_weights
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.origin import describe_origin
+from mmei_jax.out_of_memory import details_or_why_not, explained_by, is_out_of_memory
 from mmei_jax.records import Dataset
+from mmei_jax.replica_memory import replica_memory_lines
 from mmei_jax.replica_progress import DispatchClock, ReplicaProgress
 from mmei_jax.replicas import Replicas, ReplicaState
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import Variables, build_model_for, initial_encoders, tasks_of
-from mmei_jax.types import InputError
+from mmei_jax.types import InputError, OutOfMemoryError
 from mmei_jax.workdir import StopRequest, read_json, write_json
 
 # Share of a device's memory that replicas may take: the rest is for evaluation and for what the prediction leaves out.
@@ -73,6 +75,7 @@ def train_replicas(
     stop: StopRequest,
     *,
     title: str,
+    key_of: Callable[[str], str] = lambda key: key,
 ) -> ReplicaResult:
     """Trains replicas, or goes on where an earlier call in ``folder`` stopped.
 
@@ -84,22 +87,25 @@ def train_replicas(
         budget: memory and dispatches.
         stop: becomes true when training shall end.
         title: begins every line of progress.
+        key_of: by a key of ``config``, that by which the user sets it; for settings that would need less memory.
 
     Raises:
-        InputError: configuration and data do not fit; ``folder`` holds another training; or one replica alone does not
-            fit the memory.
+        InputError: configuration and data do not fit; or ``folder`` holds another training.
+        OutOfMemoryError: one replica alone does not fit the memory, by the prediction or in fact; with what needs how
+            much.
         Stopped: a signal came; everything done is saved.
     """
     input_pipeline.check(dataset, config)
-    trainer = _Trainer(config, dataset, budget, stop)
+    trainer = _Trainer(config, dataset, budget, stop, key_of)
     count = len(varied["seed"])
-    sizes = trainer.group_sizes(varied, folder)
-    results, start = [], 0
-    for index, size in enumerate(sizes):
-        part = {key: list(values[start : start + size]) for key, values in varied.items()}
-        label = title if len(sizes) == 1 else f"{title}, replicas {start + 1} to {start + size} of {count}"
-        results.append(trainer.train(part, folder / f"group_{index}", label))
-        start += size
+    with explained_by(trainer.memory_details, what=f"the replicas of {title!r}"):
+        sizes = trainer.group_sizes(varied, folder)
+        results, start = [], 0
+        for index, size in enumerate(sizes):
+            part = {key: list(values[start : start + size]) for key, values in varied.items()}
+            label = title if len(sizes) == 1 else f"{title}, replicas {start + 1} to {start + size} of {count}"
+            results.append(trainer.train(part, folder / f"group_{index}", label))
+            start += size
     progress = ReplicaProgress.fresh(0)
     for _, found in results:
         for name in ("best_values", "best_steps", "best_metrics", "evaluations_since_best", "has_diverged"):
@@ -112,8 +118,11 @@ def train_replicas(
 class _Trainer:
     """What all groups share: the data on the devices, the evaluator."""
 
-    def __init__(self, config: Config, dataset: Dataset, budget: Budget, stop: StopRequest) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, budget: Budget, stop: StopRequest, key_of: Callable[[str], str]
+    ) -> None:
         self._config, self._dataset, self._budget, self._stop = config, dataset, budget, stop
+        self._key_of = key_of
         self._split = dataset.split(*config.data.train_splits)
         self._tasks = tasks_of(config, dataset)
         self._class_weights = emotion_class_weights(config.loss, dataset)
@@ -128,12 +137,14 @@ class _Trainer:
             }
         self._is_smaller_better = is_smaller_better(config.train.best_metric)
         self._last: tuple[dict[str, list[int | float]], Replicas] | None = None
+        self._predicted_bytes: int | None = None
 
     def group_sizes(self, varied: Mapping[str, Sequence[int | float]], folder: Path) -> list[int]:
         """How many replicas train together; as the folder says where training has begun.
 
         Raises:
-            InputError: one replica does not fit the memory, or the folder belongs to another training.
+            InputError: the folder belongs to another training.
+            OutOfMemoryError: one replica does not fit the memory.
         """
         path, count = folder / "groups.json", len(varied["seed"])
         identity = {
@@ -148,26 +159,35 @@ class _Trainer:
                 raise InputError(
                     f"{path}: begun with another configuration or data set; expected the same, or another --workdir"
                 )
+            self._predicted_bytes = saved["predicted_bytes"]
             return list(saved["sizes"])
         limit = self._budget.memory_limit_bytes or _memory_of_a_device()
-        size, bytes_needed = count, 0
+        size = count
         while True:
             replicas = self._replicas(_padded(varied, slice(0, size), _mesh_for(size).size), _mesh_for(size))
-            bytes_needed = replicas.peak_bytes(self._table_shapes(replicas.mesh), self._budget.updates_per_dispatch)
-            print(
-                f"{folder}: {size} replicas on {replicas.mesh.size} device(s): {bytes_needed / 2**30:.2f} GiB "
-                f"predicted for each, which has {limit / 2**30:.2f} GiB",
-                flush=True,
-            )
+            # One on each device.
+            fewest = replicas.mesh.size
+            told = f"{folder}: {size} replicas on {fewest} device(s)"
+            try:
+                self._predicted_bytes = bytes_needed = self._peak_bytes(replicas)
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error) or size <= fewest:
+                    raise
+                print(f"{told}: more than the compiler accepts", flush=True)
+                size = max(fewest, size // 2)
+                continue
+            needed = f"{bytes_needed / 2**30:.2f} GiB"
+            print(f"{told}: {needed} predicted for each, which has {limit / 2**30:.2f} GiB", flush=True)
             if bytes_needed <= _USABLE_MEMORY * limit:
                 break
-            if size <= _mesh_for(size).size:
-                raise InputError(
-                    f"{size} replicas need {bytes_needed / 2**30:.2f} GiB on a device: expected at most "
-                    f"{_USABLE_MEMORY * limit / 2**30:.2f} GiB; a smaller batch, model or data set fits"
+            if size <= fewest:
+                raise OutOfMemoryError(
+                    f"{size} replicas need {needed} on a device: expected at most "
+                    f"{_USABLE_MEMORY * limit / 2**30:.2f} GiB"
+                    + (", of config.table.memory_limit_gib" if self._budget.memory_limit_bytes else ""),
+                    details_or_why_not(self.memory_details),
                 )
-            fitting = int(size * _USABLE_MEMORY * limit / bytes_needed)
-            size = max(_mesh_for(size).size, min(size - 1, fitting))
+            size = max(fewest, min(size - 1, int(size * _USABLE_MEMORY * limit / bytes_needed)))
         num_groups = -(-count // size)
         sizes = [len(part) for part in np.array_split(np.arange(count), num_groups)]
         write_json(path, {"sizes": sizes, "identity": identity, "predicted_bytes": bytes_needed})
@@ -208,17 +228,54 @@ class _Trainer:
             variables: Variables = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(best))
         return variables, progress
 
+    def memory_details(self) -> list[str]:
+        """What the replicas of the last program need of each device, and which settings would need less.
+
+        Raises:
+            InputError: no program was made yet.
+        """
+        if self._last is None:
+            raise InputError("no replicas were made yet")
+        varied, last = self._last
+
+        def build(config: Config, count: int) -> tuple[Replicas, DeviceSplit]:
+            # As many replicas as before or fewer, still a multiple of the devices.
+            mesh, part = last.mesh, {key: values[:count] for key, values in varied.items()}
+            tasks = tasks_of(config, self._dataset)
+            replicas = Replicas(config, part, tasks, self._split, mesh, self._class_weights)
+            return replicas, self._table_shapes(mesh, config)
+
+        return replica_memory_lines(
+            self._config,
+            len(varied["seed"]),
+            self._budget.updates_per_dispatch,
+            build,
+            predicted_bytes=self._predicted_bytes,
+            usable_share=_USABLE_MEMORY,
+            key_of=self._key_of,
+        )
+
+    def _peak_bytes(self, replicas: Replicas) -> int:
+        return replicas.peak_bytes(self._table_shapes(replicas.mesh, self._config), self._budget.updates_per_dispatch)
+
     def _replicas(self, varied: dict[str, list[int | float]], mesh: Mesh) -> Replicas:
         """Replicas with their programs: those of the last call, if they are the same."""
         if self._last is None or self._last[0] != varied:
             self._last = varied, Replicas(self._config, varied, self._tasks, self._split, mesh, self._class_weights)
         return self._last[1]
 
-    def _table_shapes(self, mesh: Mesh) -> DeviceSplit:
-        shapes: DeviceSplit = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), self._host_table
-        )
-        return shapes
+    def _table_shapes(self, mesh: Mesh, config: Config) -> DeviceSplit:
+        """The records on the devices, cut at the configuration's longest lengths."""
+
+        def shape(leaf: np.ndarray, num_rows: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((num_rows, *leaf.shape[1:]), leaf.dtype, sharding=replicated(mesh))
+
+        tokens = {}
+        for name, leaf in self._host_table.tokens.items():
+            lengths = np.minimum(self._split.lengths(name), getattr(config.data.max_tokens, name)[-1])
+            tokens[name] = shape(leaf, max(1, int(lengths.sum())))
+        records = jax.tree.map(lambda leaf: shape(leaf, len(leaf)), self._host_table.records)
+        return DeviceSplit(tokens=tokens, records=records)
 
     def _next_evaluation(self, step: int, num_steps: int) -> int:
         """The update after which ``evaluate_every_epochs`` more passes are complete, as in ``training.py``."""

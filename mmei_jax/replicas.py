@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
@@ -171,13 +172,15 @@ class Replicas:
             size: steps of the plan, so that shorter dispatches need no program of their own: the last batch again
                 for those beyond ``stop``; None makes none.
         """
+        placed: BatchPlan = jax.device_put(self._host_plan(start, stop, size), batch_sharding(self.mesh))
+        return placed
+
+    def _host_plan(self, start: int, stop: int, size: int | None) -> BatchPlan:
         steps = [min(step, stop - 1) for step in range(start, start + (size or stop - start))]
         batches = [order[step] for order in self._orders for step in steps]
-        plan = self._planner.plan(batches)
         shape = (len(self.seeds), len(steps))
-        split = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), plan)
-        placed: BatchPlan = jax.device_put(split, batch_sharding(self.mesh))
-        return placed
+        plan: BatchPlan = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), self._planner.plan(batches))
+        return plan
 
     def update(
         self, state: ReplicaState, table: DeviceSplit, plan: BatchPlan, num_steps: int
@@ -202,6 +205,21 @@ class Replicas:
             table: shapes with shardings.
             num_steps: updates of one dispatch.
         """
+        state, plan = self.shapes(num_steps)
+        found = self._program(state, table, plan).memory_analysis()
+        return int(
+            found.argument_size_in_bytes
+            + found.output_size_in_bytes
+            + found.temp_size_in_bytes
+            - found.alias_size_in_bytes
+        )
+
+    def shapes(self, num_steps: int) -> tuple[ReplicaState, BatchPlan]:
+        """Shapes of the states and of a plan of ``num_steps`` updates, with shardings; nothing is allocated.
+
+        Args:
+            num_steps: updates of one dispatch.
+        """
         count, sharding = len(self.seeds), batch_sharding(self.mesh)
         one = ReplicaState(
             train=jax.eval_shape(self._fresh, np.uint32(0), {}, {}),
@@ -210,14 +228,22 @@ class Replicas:
         state: ReplicaState = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=sharding), one
         )
-        plan = self.plan(0, min(num_steps, self.num_steps), num_steps)
-        found = self._program(state, table, plan).memory_analysis()
-        return int(
-            found.argument_size_in_bytes
-            + found.output_size_in_bytes
-            + found.temp_size_in_bytes
-            - found.alias_size_in_bytes
+        plan: BatchPlan = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self._host_plan(0, min(num_steps, self.num_steps), num_steps),
         )
+        return state, plan
+
+    def trace(self, table: DeviceSplit, num_steps: int) -> ClosedJaxpr:
+        """The program of ``num_steps`` updates before any compiler sees it.
+
+        Args:
+            table: shapes with shardings.
+            num_steps: updates of one dispatch.
+        """
+        state, plan = self.shapes(num_steps)
+        traced: ClosedJaxpr = self._update.trace(state, self.settings, table, plan, np.int32(0)).jaxpr
+        return traced
 
     def _program(self, state: ReplicaState, table: DeviceSplit, plan: BatchPlan) -> Any:
         """The compiled update for plans of such a shape, compiled once, whether for its memory or to run it."""

@@ -3,8 +3,10 @@
 The test splits are not read here. A finished part of the work is a file; the same command goes on from there.
 """
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,8 @@ def train_table(table: TableConfig, values: dict[str, Any], workdir: Path, *, co
 
     Raises:
         InputError: configuration, data, devices or what ``workdir`` holds do not fit.
+        OutOfMemoryError: a device's memory is too small for one replica, at compile or run time; with what needs how
+            much.
     """
     if jax.process_count() > 1:
         raise InputError(f"{jax.process_count()} processes: a table trains in one process, on all its devices")
@@ -86,7 +90,8 @@ def train_table(table: TableConfig, values: dict[str, Any], workdir: Path, *, co
         finished = []
         try:
             for name, config in table.rows.items():
-                _train_row(table, name, config, workdir / "rows" / name, stop)
+                key_of = functools.partial(_key_of, values["table"]["rows"][name], name)
+                _train_row(table, name, config, workdir / "rows" / name, stop, key_of)
                 finished.append(name)
         except Stopped:
             return TableResult(tuple(finished), stop.signal_name)
@@ -125,7 +130,19 @@ def read_row(workdir: Path, name: str) -> TrainedRow:
     )
 
 
-def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop: StopRequest) -> None:
+def _key_of(changes: dict[str, Any], row: str, key: str) -> str:
+    """The key that decides over a row's: that of its own changes, or the one that all rows share."""
+    place: Any = changes
+    for part in key.split("."):
+        if not isinstance(place, dict) or part not in place:
+            return key
+        place = place[part]
+    return f"table.rows.{row}.{key}"
+
+
+def _train_row(
+    table: TableConfig, name: str, config: Config, folder: Path, stop: StopRequest, key_of: Callable[[str], str]
+) -> None:
     if (folder / "replicas.json").exists():
         print(f"{name}: trained before", flush=True)
         return
@@ -138,14 +155,16 @@ def _train_row(table: TableConfig, name: str, config: Config, folder: Path, stop
             shorter = replace(config, train=replace(config.train, num_epochs=table.search.num_epochs))
             varied: dict[str, list[float]] = {key: [point[key] for point in points] for key in points[0]}
             varied["seed"] = [table.search.seed] * len(points)
-            found = train_replicas(shorter, varied, dataset, folder / "search", budget, stop, title=f"{name}, search")
+            found = train_replicas(
+                shorter, varied, dataset, folder / "search", budget, stop, title=f"{name}, search", key_of=key_of
+            )
             write_json(folder / "search.json", _search_summary(shorter, table.search.seed, points, found))
             shutil.rmtree(folder / "search")
         chosen = read_json(folder / "search.json")["chosen"]
     for key, value in chosen.items():
         config = replace_key(config, key, value)
     seeds = [config.seed + index for index in range(table.num_seeds)]
-    found = train_replicas(config, {"seed": seeds}, dataset, folder / "seeds", budget, stop, title=name)
+    found = train_replicas(config, {"seed": seeds}, dataset, folder / "seeds", budget, stop, title=name, key_of=key_of)
     if any(value is None for value in found.progress.best_values):
         diverged = [seed for seed, value in zip(seeds, found.progress.best_values, strict=True) if value is None]
         raise InputError(f"row {name!r}: the loss of seeds {diverged} was not finite before their first evaluation")

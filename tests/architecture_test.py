@@ -213,6 +213,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "training_log",
             "warm_start",
             "replicas",
+            "replica_memory",
             "replica_progress",
             "replica_training",
             "table_config",

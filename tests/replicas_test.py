@@ -16,6 +16,7 @@ from mmei_jax.item_words import open_dataset
 from mmei_jax.optimizer import make_optimizer, make_schedule
 from mmei_jax.packing import Arranger
 from mmei_jax.records import Dataset
+from mmei_jax.replica_memory import estimate_replicas
 from mmei_jax.replicas import VARIED_KEYS, Replicas, ReplicaState, replace_key
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
 from mmei_jax.state import build_model, initial_encoders, initial_state, state_shapes, tasks_of, variable_shapes
@@ -279,3 +280,18 @@ def test_predicted_memory_grows_with_the_replicas(data):
     data_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
     assert bytes_needed[0] > data_bytes + state
     assert bytes_needed[1] - bytes_needed[0] > 2 * state
+
+
+def test_estimated_memory_is_like_the_compilers(data):
+    """Kind by kind where the compiler says so, and within a factor where it does not."""
+    replicas, table = prepare(tiny.config(data), {"seed": [0, 1, 2]})
+    by_kind = estimate_replicas(replicas, table, 4)
+    state = replicas.initial_state({})
+    assert by_kind["parameters"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state.train.parameters))
+    assert by_kind["optimizer state"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state.train.optimizer_state))
+    assert by_kind["records"] == sum(leaf.nbytes for leaf in jax.tree.leaves(table))
+    assert by_kind["plans"] == 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(replicas.plan(0, 4)))
+    # Each replica's best parameters and the next plan are no part of the program.
+    best = sum(leaf.nbytes for leaf in jax.tree.leaves(state.train.variables))
+    outside = best + by_kind["plans"] / 2
+    assert 0.5 < (sum(by_kind.values()) - outside) / replicas.peak_bytes(table, 4) < 2.0

@@ -3,16 +3,18 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 import sklearn.metrics
 
 from configs import table1_small
-from mmei_jax import replica_training
+from mmei_jax import command, replica_training
 from mmei_jax.evaluation import Evaluator
 from mmei_jax.records import Dataset, Producer
 from mmei_jax.reports import table_sections
@@ -32,7 +34,7 @@ from mmei_jax.table_config import parse_table, search_points
 from mmei_jax.table_evaluation import evaluate_table
 from mmei_jax.table_training import read_row, train_table
 from mmei_jax.training import train
-from mmei_jax.types import InputError
+from mmei_jax.types import InputError, OutOfMemoryError
 from mmei_jax.workdir import StopRequest
 from tests import processes, tiny
 
@@ -251,6 +253,67 @@ def test_too_little_memory_splits_the_replicas_into_groups_with_the_same_results
     )
     with pytest.raises(InputError, match=r"1 replicas need 1\.00 GiB on a device: expected at most 0\.40 GiB"):
         run({**values, "table": {**values["table"], "memory_limit_gib": 0.5}}, tmp_path / "other")
+
+
+REFUSED = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20G of 16G"
+MEMORY_KINDS = ("parameters", "optimizer state", "state copies", "gradients", "records", "plans", "activations")
+
+
+def told(values, workdir, capsys):
+    """What the command prints of a table that ends with an error."""
+    assert command.report_errors(lambda: len(run(values, workdir).finished)) == command.EXIT_INPUT_ERROR
+    first, *details = capsys.readouterr().err.splitlines()
+    for kind in (*MEMORY_KINDS, "together"):
+        assert any(re.match(rf"  {kind} +[\d.]+ \w+ +\d+%", line) for line in details), kind
+    settings = [line for line in details if line.startswith(("  --config.", "  '--config."))]
+    assert len(settings) == 3
+    assert all(re.search(r": about [\d.]+ \w+ less", line) for line in settings)
+    return first, settings
+
+
+def test_row_that_no_machine_holds_is_told_with_table_and_settings(data, tmp_path, capsys):
+    """What the compiler needs for one replica, and what this machine has."""
+    row = {"data": {"modalities": ("text",), "max_tokens": {"text": (16,)}}}
+    first, settings = told(table_dict(data, model__embedding_dim=2**40, table__rows__text_only=row), tmp_path, capsys)
+    assert re.match(r"error: 1 replicas need \d{5,}\.\d\d GiB on a device: expected at most [\d.]+ GiB$", first)
+    # The row has a length of its own, which decides.
+    assert any(line.startswith("  '--config.table.rows.text_only.data.max_tokens.text=(8,)': ") for line in settings)
+
+
+def test_replicas_that_run_out_are_told_with_table_and_settings(data, tmp_path, monkeypatch, capsys):
+    """An update allocates what no machine has: the runtime's own error."""
+
+    def update(self, *_):
+        return jax.jit(lambda: jnp.zeros(2**46, jnp.int8))().block_until_ready()
+
+    monkeypatch.setattr(replica_training.Replicas, "update", update)
+    first, settings = told(table_dict(data), tmp_path, capsys)
+    assert first.startswith("error: out of memory: the memory of a device (cpu) does not hold the replicas of 'text_")
+    # Half of the replicas halve all but the records.
+    limit = re.match(r"  --config.table.memory_limit_gib=([\d.e-]+): .*the same numbers, about 1 replicas", settings[0])
+    assert 0.0 < float(limit[1]) < 1.0
+
+
+def test_replicas_that_the_compiler_refuses_train_in_smaller_groups(data, tmp_path, monkeypatch):
+    config = tiny.config(data, model__architecture="pooled_logistic")
+    varied, most = {"seed": [0, 1, 2, 3]}, [2]
+    original = replica_training.Replicas.peak_bytes
+
+    def peak_bytes(self, *arguments):
+        if len(self.seeds) > most[0]:
+            raise jax.errors.JaxRuntimeError(REFUSED)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(replica_training.Replicas, "peak_bytes", peak_bytes)
+    arguments = config, varied, Dataset.open(config.data.path), tmp_path, replica_training.Budget(2, 0), StopRequest()
+    trainer = replica_training._Trainer(config, *arguments[2:3], *arguments[4:], lambda key: key)
+    assert trainer.group_sizes(varied, tmp_path) == [2, 2]
+    most[0] = 0
+    with pytest.raises(
+        OutOfMemoryError, match=r"does not hold the replicas of 'a row': Ran out of .* space hbm"
+    ) as told:
+        replica_training.train_replicas(*arguments[:3], tmp_path / "other", *arguments[4:], title="a row")
+    assert any(line.startswith("  state copies") for line in told.value.details)
 
 
 @pytest.mark.parametrize(
