@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What JAX and its runtimes write down where the host fetches, or waits for, what is on a device.
-_FETCHES = ("np.asarray(jax.Array)", "MemcpyD2H", "MemcpyDtoH")
+# What JAX writes down where the host fetches what is on a device, and what a GPU's stream does for it.
+_FETCH, _COPIES = "np.asarray(jax.Array)", ("MemcpyD2H", "MemcpyDtoH")
+_DEVICE_PLANE = "/device:"
 # Of TPUs' lines the one whose events are the operations of the program; "Steps" and "XLA Modules" hold them as wholes.
 _TPU_LINE = "XLA Ops"
 
@@ -27,7 +28,7 @@ class Span:
     end_ns: float
 
 
-def device_spans(folder: Path, plane: str = "/device:", line: str = "Stream") -> list[Span]:
+def device_spans(folder: Path, plane: str = _DEVICE_PLANE, line: str = "Stream") -> list[Span]:
     """What ran on the streams of all accelerators; nothing where there are none.
 
     Args:
@@ -65,10 +66,21 @@ def operation_spans(folder: Path, module: str) -> list[Span]:
 
 
 def num_fetches(folder: Path) -> int:
-    """How often the host fetched something from a device while the profile was made."""
-    return sum(
-        event.name.startswith(_FETCHES) for plane in _planes(folder) for line in plane.lines for event in line.events
-    )
+    """How often the host fetched something from a device while the profile was made.
+
+    On GPUs a fetch stands there twice, as JAX's call on the host and as the copy on a stream of the device; a copy that
+    no call asked for, such as that of a loop's condition, stands there once. So the larger of the two numbers counts.
+
+    Args:
+        folder: of the profile.
+    """
+    num_calls = num_copies = 0
+    for plane in _planes(folder):
+        is_device = plane.name.startswith(_DEVICE_PLANE)
+        names = [event.name for line in plane.lines for event in line.events]
+        num_calls += 0 if is_device else sum(name.startswith(_FETCH) for name in names)
+        num_copies += sum(name.startswith(_COPIES) for name in names) if is_device else 0
+    return max(num_calls, num_copies)
 
 
 def busy_seconds(spans: Sequence[Span]) -> float:
