@@ -8,6 +8,7 @@ import functools
 import math
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from mmei_jax.sharding import batch_sharding
 from mmei_jax.state import initial_encoders, initial_state
 from mmei_jax.training_log import TrainingLog
 from mmei_jax.training_parts import prepare
-from mmei_jax.types import InputError, StepReport, TrainState
+from mmei_jax.types import Batch, InputError, StepReport, TrainState
 from mmei_jax.warm_start import with_initial_parameters
 from mmei_jax.workdir import StopRequest, locked, stop_on_signals, write_json, write_text
 
@@ -111,6 +112,23 @@ def train(config: Config, workdir: Path, *, command: str | None = None) -> Train
         return run.loop(stop)
 
 
+def next_batch(iterator: Iterator[Batch], in_flight: Sequence[StepReport]) -> tuple[Batch, float, float]:
+    """A batch, the seconds that it took to come, and those of them that the devices had nothing to do, at most.
+
+    A wait counts whole if the last update had ended by its end; while one is under way the devices do not wait.
+
+    Args:
+        iterator: of the run's batches.
+        in_flight: reports of the updates before, the last one last.
+    """
+    started = time.perf_counter()
+    batch = next(iterator)
+    seconds = time.perf_counter() - started
+    # (jax's stub of Array lacks is_ready.)
+    is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]
+    return batch, seconds, 0.0 if is_busy else seconds
+
+
 class _Run:
     """One process's part of a run: everything that the loop needs, built once."""
 
@@ -133,16 +151,12 @@ class _Run:
         with closing(iterator), closing(self._open_log(step)) as log, closing(CompilationCounter()) as compilations:
             while step < self.num_steps and not progress.has_stopped_early and not stop:
                 started = time.perf_counter()
-                batch = next(iterator)
-                # While an update is under way the devices do not wait, whatever the host does.
-                # (jax's stub of Array lacks is_ready.)
-                is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]
-                wait_seconds = 0.0 if is_busy else time.perf_counter() - started
+                batch, _, idle_seconds = next_batch(iterator, in_flight)
                 num_compiled = compilations.count
                 with jax.transfer_guard("disallow"):
                     state, report = train_step(state, batch)
                 step += 1
-                log.add(step, report, wait_seconds)
+                log.add(step, report, idle_seconds)
                 if not in_flight or compilations.count > num_compiled:
                     # The first update, and the first of every shape of batches: compiling is not part of any rate, nor
                     # of the time left. No other update is waited for.

@@ -18,7 +18,7 @@ from mmei_jax.profiling.ceilings import copy_rate, matmul_rate
 from mmei_jax.profiling.programs import ProgramFacts, describe_program
 from mmei_jax.sharding import batch_sharding
 from mmei_jax.state import initial_state
-from mmei_jax.training import MAX_UPDATES_IN_FLIGHT
+from mmei_jax.training import MAX_UPDATES_IN_FLIGHT, next_batch
 from mmei_jax.training_parts import TrainingParts
 from mmei_jax.types import Batch, StepReport, TrainState
 
@@ -205,13 +205,9 @@ class UpdateLoop:
         jax.block_until_ready(self._state)
         started = time.perf_counter()
         for _ in range(num_steps):
-            asked = time.perf_counter()
-            batch = next(self._iterator)
-            blocked = time.perf_counter() - asked
-            timing.blocked_seconds += blocked
-            # (jax's stub of Array lacks is_ready.)
-            is_busy = bool(in_flight) and not in_flight[-1].loss.is_ready()  # type: ignore[attr-defined]
-            timing.idle_seconds += 0.0 if is_busy else blocked
+            batch, blocked_seconds, idle_seconds = next_batch(self._iterator, in_flight)
+            timing.blocked_seconds += blocked_seconds
+            timing.idle_seconds += idle_seconds
             title = describe_batch(batch)
             if main is not None and title != main[0]:
                 title, batch = main
