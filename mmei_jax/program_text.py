@@ -15,6 +15,9 @@ from dataclasses import dataclass
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _BITS_IN_NAME = re.compile(r"[a-z]+(\d+)")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
+_ARRAY_AND_LAYOUT = re.compile(r"\b[a-z]\w*\[[\d,<=]*\](?:\{[^}]*\})?")
+# Tiles, and the memory of a TPU's vector unit. (On GPUs, whose arrays have no tiles, the same S(1) is main memory.)
+_ON_CHIP = re.compile(r"\{[^}]*T\([^}]*S\(1\)[^}]*\}")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+)(?: \(.*)? \{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.+)")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -226,6 +229,29 @@ def array_bytes(shape: str) -> int:
         ValueError: a type's size is not known.
     """
     return sum(-(-math.prod(sizes) * _bits(dtype) // 8) for dtype, sizes in arrays_of(shape))
+
+
+def main_memory_bytes(shape: str) -> int:
+    """Bytes of those arrays that lie in a device's main memory; see :func:`array_bytes`.
+
+    Args:
+        shape: of the text, with layouts. A TPU's compiler marks what it keeps in the memory on the chip with ``S(1)``.
+
+    Example:
+        >>> main_memory_bytes("(f32[8,128]{1,0:T(8,128)S(1)}, f32[8]{0:T(128)})")
+        32
+    """
+    return sum(array_bytes(one) for one in typed_arrays(shape) if not _ON_CHIP.search(one))
+
+
+def typed_arrays(shape: str) -> list[str]:
+    """The arrays that a type of the text names, each with its layout.
+
+    Example:
+        >>> typed_arrays("((f32[8]{0:T(128)}), f32[4]{0:T(128)S(1)}, u32[])")
+        ['f32[8]{0:T(128)}', 'f32[4]{0:T(128)S(1)}', 'u32[]']
+    """
+    return _ARRAY_AND_LAYOUT.findall(shape)
 
 
 def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -10,7 +10,7 @@ the bytes that the compiler says.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmei_jax.program_text import Instruction, ProgramText, array_bytes
+from mmei_jax.program_text import Instruction, ProgramText, main_memory_bytes
 
 # Give what they are given, or a part of it, in its place.
 _VIEWS = {
@@ -79,7 +79,7 @@ def _peak(program: ProgramText, name: str, known: dict[str, Peak]) -> Peak:
     sizes = {
         one.name: 0
         if one.opcode in _OUTSIDE or one.opcode in _VIEWS or one.name in given_back
-        else _kept_bytes(one.shape)
+        else main_memory_bytes(one.shape)
         for one in instructions
     }
     ends: dict[int, list[str]] = {}
@@ -140,8 +140,3 @@ def _last_reads(instructions: Sequence[Instruction], owners: Mapping[str, set[st
             for owner in owners[one.name]:
                 last[owner] = len(instructions)
     return last
-
-
-def _kept_bytes(shape: str) -> int:
-    """Bytes in the device's main memory; TPUs keep some arrays in their vector memory, ``S(1)``."""
-    return 0 if "S(1)" in shape else array_bytes(shape)

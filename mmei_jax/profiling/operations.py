@@ -9,12 +9,19 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from mmei_jax.collectives import KINDS
-from mmei_jax.program_text import Instruction, ProgramText, array_bytes, arrays_of, operand_bytes, visits
+from mmei_jax.profiling.product_flops import WindowAxis, convolution_flops
+from mmei_jax.program_text import (
+    Instruction,
+    ProgramText,
+    array_bytes,
+    arrays_of,
+    main_memory_bytes,
+    typed_arrays,
+    visits,
+)
 
 _ELEMENTWISE = {
     "abs",
@@ -71,6 +78,7 @@ _TARGET = re.compile(r'\bcustom_call_target="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # Custom calls of which the text says what they compute, by what their target contains.
 _LIBRARY_PRODUCTS = ("cublas", "matmul", "gemm")
+_LIBRARY_CONVOLUTION = "__cudnn$conv"
 # Custom calls that only mark or place what they are given.
 _MARKERS = ("Sharding", "annotate_device_placement", "MoveToHost", "MoveToDevice", "AllocateBuffer", "SliceToDynamic")
 
@@ -83,11 +91,13 @@ class Work:
         flops: all operations.
         product_flops: those of matrix products and convolutions.
         is_known: whether nothing in it is a library's or a kernel's, of which the text does not say what it computes.
+        is_library: whether a library computes some of the products, of which XLA's cost analysis counts nothing.
     """
 
     flops: float = 0.0
     product_flops: float = 0.0
     is_known: bool = True
+    is_library: bool = False
 
     def __add__(self, other: "Work") -> "Work":
         """Both, one after the other."""
@@ -95,7 +105,12 @@ class Work:
             self.flops + other.flops,
             self.product_flops + other.product_flops,
             is_known=self.is_known and other.is_known,
+            is_library=self.is_library or other.is_library,
         )
+
+    def times(self, number: int) -> "Work":
+        """What it computes when it runs so often."""
+        return replace(self, flops=number * self.flops, product_flops=number * self.product_flops)
 
 
 @dataclass(frozen=True)
@@ -159,14 +174,8 @@ def total_work(operations: Iterable[Operation], *, counts_loops_once: bool = Fal
         operations: of the program.
         counts_loops_once: as XLA's cost analysis does.
     """
-    flops = product_flops = 0.0
-    is_known = True
-    for operation in operations:
-        times = num_runs(operation, counts_loops_once=counts_loops_once)
-        flops += times * operation.work.flops
-        product_flops += times * operation.work.product_flops
-        is_known = is_known and operation.work.is_known
-    return Work(flops, product_flops, is_known=is_known)
+    works = (one.work.times(num_runs(one, counts_loops_once=counts_loops_once)) for one in operations)
+    return sum(works, Work())
 
 
 def total_bytes(operations: Iterable[Operation], *, counts_loops_once: bool = False) -> float:
@@ -227,10 +236,13 @@ class _WorkReader:
         name = target.group(1) if target else ""
         if any(marker in name for marker in _MARKERS):
             return Work()
+        if name.startswith(_LIBRARY_CONVOLUTION) and _DIM_LABELS.search(instruction.rest):
+            return replace(_product(_convolution_flops(instruction, shapes, name)), is_library=True)
         if any(part in name for part in _LIBRARY_PRODUCTS) and _LIBRARY_CONTRACTED.search(instruction.rest):
             # What it gives may come with a workspace.
             first = arrays_of(instruction.shape)[0][1]
-            return _product(2.0 * math.prod(first) * _contracted(instruction, shapes, _LIBRARY_CONTRACTED))
+            flops = 2.0 * math.prod(first) * _contracted(instruction, shapes, _LIBRARY_CONTRACTED)
+            return replace(_product(flops), is_library=True)
         return Work(is_known=False)
 
 
@@ -259,52 +271,81 @@ def _window(instruction: Instruction) -> dict[str, list[int]]:
     return {name: [int(number) for number in re.findall(r"-?\d+", value)] for name, _, value in parts}
 
 
-def _convolution_flops(instruction: Instruction, shapes: Mapping[str, str]) -> float:
+def _convolution_flops(instruction: Instruction, shapes: Mapping[str, str], target: str = "") -> float:
     """Two for each pair of an input and a kernel number that meet; padding and holes meet nothing."""
     labels = _DIM_LABELS.search(instruction.rest)
     if labels is None:
         return 0.0
-    inputs, kernel = (arrays_of(shapes[name])[0][1] for name in instruction.operand_names[:2])
-    outputs = arrays_of(instruction.shape)[0][1]
-    window, meetings = _window(instruction), 1
-    num_spatial = len(outputs) - 2
-    ones, zeros = [1] * num_spatial, [0] * (2 * num_spatial)
-    for axis in range(num_spatial):
-        place = np.arange(outputs[labels.group(3).index(str(axis))])[:, None] * window.get("stride", ones)[axis]
-        reach = np.arange(kernel[labels.group(2).index(str(axis))]) * window.get("rhs_dilate", ones)[axis]
-        position = place + reach - window.get("pad", zeros)[2 * axis]
-        holes = window.get("lhs_dilate", ones)[axis]
-        size = inputs[labels.group(1).index(str(axis))]
-        meets = (position % holes == 0) & (position >= 0) & (position < size * holes)
-        meetings *= int(np.count_nonzero(meets))
+    first, second = (arrays_of(shapes[name])[0][1] for name in instruction.operand_names[:2])
+    # What it gives may come with a workspace.
+    result = arrays_of(instruction.shape)[0][1]
+    # cuDNN's gradients are told as of the convolution whose gradient they are.
+    if "convBackwardInput" in target:
+        inputs, kernel, outputs = result, second, first
+    elif "convBackwardFilter" in target:
+        inputs, kernel, outputs = first, result, second
+    else:
+        inputs, kernel, outputs = first, second, result
+    window = _window(instruction)
+    num_axes = len(outputs) - 2
+    ones, zeros = [1] * num_axes, [0] * (2 * num_axes)
+    axes = [
+        WindowAxis(
+            inputs[labels.group(1).index(str(axis))],
+            kernel[labels.group(2).index(str(axis))],
+            outputs[labels.group(3).index(str(axis))],
+            window.get("stride", ones)[axis],
+            window.get("pad", zeros)[2 * axis],
+            window.get("lhs_dilate", ones)[axis],
+            window.get("rhs_dilate", ones)[axis],
+        )
+        for axis in range(num_axes)
+    ]
     groups = re.search(r"\bbatch_group_count=(\d+)", instruction.rest)
     batch = inputs[labels.group(1).index("b")] // (int(groups.group(1)) if groups else 1)
-    # The kernel's input features are those of one group.
-    return 2.0 * batch * kernel[labels.group(2).index("i")] * kernel[labels.group(2).index("o")] * meetings
+    return convolution_flops(batch, kernel[labels.group(2).index("i")], kernel[labels.group(2).index("o")], axes)
 
 
 def _moved_bytes(instruction: Instruction, shapes: Mapping[str, str], program: ProgramText) -> int:
-    """Bytes of what is read and written; of an array that a fusion only takes slices of, these."""
+    """Bytes that are read of and written to the main memory; of an array that a fusion only takes slices of, these.
+
+    What a TPU's compiler placed in the memory on the chip is neither.
+    """
     if instruction.opcode.endswith("-done"):
         return 0
+    read = [shapes[name] for name in instruction.operand_names]
+    written = main_memory_bytes(instruction.shape)
     if instruction.opcode in _SLICES:
-        return 2 * array_bytes(instruction.shape)
+        return _moved_part(read[0], instruction.shape) + written
     if instruction.opcode == "dynamic-update-slice":
-        return 2 * array_bytes(shapes[instruction.operand_names[1]])
+        return main_memory_bytes(read[1]) + _moved_part(instruction.shape, read[1])
+    if instruction.opcode == "copy-start":
+        # What it gives names the copy, what is copied, and a semaphore.
+        return main_memory_bytes(read[0]) + main_memory_bytes(typed_arrays(instruction.shape)[0])
+    if instruction.opcode == "slice-start":
+        # What it gives names what is cut, the slice, and a semaphore.
+        part = typed_arrays(instruction.shape)[1]
+        return _moved_part(read[0], part) + main_memory_bytes(part)
     if instruction.opcode != "fusion" or not instruction.called:
-        return operand_bytes(instruction, shapes) + array_bytes(instruction.shape)
+        return sum(main_memory_bytes(one) for one in read) + written
     inside = program.computations[instruction.called[0]]
-    return sum(_parameter_bytes(inside)) + _result_bytes(inside)
+    return sum(_parameter_bytes(inside, read)) + _result_bytes(inside, instruction.shape)
 
 
-def _parameter_bytes(inside: Sequence[Instruction]) -> list[int]:
-    """Bytes that a fusion reads of each of its parameters."""
+def _moved_part(whole: str, part: str) -> int:
+    """Bytes of a part of an array, which lies where the array does."""
+    return array_bytes(part) if main_memory_bytes(whole) else 0
+
+
+def _parameter_bytes(inside: Sequence[Instruction], given: Sequence[str]) -> list[int]:
+    """Bytes that a fusion reads of each of its parameters, which are of the types that are given."""
     found = []
     for parameter in inside:
         if parameter.opcode != "parameter":
             continue
         readers = [one for one in inside if parameter.name in one.operand_names]
-        whole = array_bytes(parameter.shape)
+        # (A number in parentheses says which of them it is.)
+        whole = main_memory_bytes(given[int(parameter.operands.strip("()"))])
         if readers and all(one.opcode in _SLICES and one.operand_names[0] == parameter.name for one in readers):
             found.append(min(whole, sum(array_bytes(one.shape) for one in readers)))
         elif readers and all(
@@ -317,9 +358,10 @@ def _parameter_bytes(inside: Sequence[Instruction]) -> list[int]:
     return found
 
 
-def _result_bytes(inside: Sequence[Instruction]) -> int:
-    shapes = {one.name: one.shape for one in inside}
+def _result_bytes(inside: Sequence[Instruction], given: str) -> int:
+    """Bytes that a fusion writes, which gives what is of the type that is given."""
     root = next(one for one in inside if one.is_root)
     if root.opcode == "dynamic-update-slice":
-        return array_bytes(shapes[root.operand_names[1]])
-    return array_bytes(root.shape)
+        update = next(one for one in inside if one.name == root.operand_names[1])
+        return _moved_part(given, update.shape)
+    return main_memory_bytes(given)

@@ -2,13 +2,65 @@
 
 That is what "model FLOPs" means in a model FLOPs utilisation (MFU): what is asked for, each product once for every
 time a loop runs it, and nothing that a compiler adds or computes again.
+
+Of a convolution, padding and the holes of a dilation are not counted: nothing has to be multiplied there. XLA's cost
+analysis counts so, and so does :mod:`mmei_jax.profiling.operations` in compiled programs.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+@dataclass(frozen=True)
+class WindowAxis:
+    """One of the axes along which a convolution moves its kernel.
+
+    Attributes:
+        num_inputs: numbers of the input.
+        num_kernel: of the kernel.
+        num_outputs: of the output.
+        stride: from one output to the next.
+        low_padding: zeros before the input; negative where so many of its numbers are left out.
+        input_dilation: from one number of the input to the next, zeros between.
+        kernel_dilation: from one number of the kernel to the next.
+    """
+
+    num_inputs: int
+    num_kernel: int
+    num_outputs: int
+    stride: int = 1
+    low_padding: int = 0
+    input_dilation: int = 1
+    kernel_dilation: int = 1
+
+    def num_meetings(self) -> int:
+        """Pairs of a number of the input and one of the kernel that are multiplied: neither padding nor holes.
+
+        Example:
+            >>> WindowAxis(num_inputs=5, num_kernel=3, num_outputs=5, low_padding=1).num_meetings()
+            13
+        """
+        place = np.arange(self.num_outputs)[:, None] * self.stride - self.low_padding
+        position = place + np.arange(self.num_kernel) * self.kernel_dilation
+        meets = (position % self.input_dilation == 0) & (position >= 0)
+        return int(np.count_nonzero(meets & (position < self.num_inputs * self.input_dilation)))
+
+
+def convolution_flops(batch: int, in_features: int, out_features: int, axes: Iterable[WindowAxis]) -> float:
+    """Operations of a convolution, two for each multiplication with its addition.
+
+    Args:
+        batch: of the input; where the batch is in groups, of one of them.
+        in_features: of the kernel, which are those of one group of the input's.
+        out_features: of all groups.
+        axes: of the window.
+    """
+    return 2.0 * batch * in_features * out_features * math.prod(axis.num_meetings() for axis in axes)
 
 
 def product_flops(program: Any) -> float:
@@ -49,11 +101,25 @@ def _dot_flops(equation: Any) -> float:
 
 
 def _convolution_flops(equation: Any) -> float:
-    window = equation.invars[1].aval.shape
-    numbers = equation.params["dimension_numbers"]
-    # Of a window all but its output features; zeros that dilation puts between the inputs are no work.
-    per_output = math.prod(window) // window[numbers.rhs_spec[0]]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * per_output / math.prod(equation.params["lhs_dilation"])
+    given = equation.params
+    inputs, kernel = (variable.aval.shape for variable in equation.invars)
+    outputs, numbers = equation.outvars[0].aval.shape, given["dimension_numbers"]
+    # Batch and features come first in these, then the axes of the window.
+    axes = [
+        WindowAxis(*sizes, stride, low, input_dilation, kernel_dilation)
+        for *sizes, stride, (low, _), input_dilation, kernel_dilation in zip(
+            (inputs[axis] for axis in numbers.lhs_spec[2:]),
+            (kernel[axis] for axis in numbers.rhs_spec[2:]),
+            (outputs[axis] for axis in numbers.out_spec[2:]),
+            given["window_strides"],
+            given["padding"],
+            given["lhs_dilation"],
+            given["rhs_dilation"],
+            strict=True,
+        )
+    ]
+    batch = inputs[numbers.lhs_spec[0]] // given["batch_group_count"]
+    return convolution_flops(batch, kernel[numbers.rhs_spec[1]], kernel[numbers.rhs_spec[0]], axes)
 
 
 def _programs(values: Any) -> Iterator[Any]:

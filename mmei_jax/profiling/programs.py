@@ -73,10 +73,12 @@ class ProgramFacts:
 
     Attributes:
         num_devices: that run it together.
-        flops: what the compiler counts, and the loops as often as they run: it counts their bodies once.
+        flops: what the compiler counts, and the loops as often as they run: it counts their bodies once. Where
+            libraries compute products, of which it counts nothing, and where it says nothing at all, the text's.
         product_flops: those of matrix products and convolutions, from the text.
-        compiler_flops: what the compiler counts; None where it says nothing, and ``flops`` are the text's.
-        bytes_accessed: what the compiler counts that operations read and write, loops as often as they run.
+        compiler_flops: what the compiler counts; None where ``flops`` are the text's.
+        bytes_accessed: what the compiler counts that operations read and write, loops as often as they run; the text's
+            where ``flops`` are.
         optimal_seconds: the least time that the compiler thinks possible, loops once; None where it says nothing.
         memory: by kind.
         collectives: those between devices.
@@ -97,6 +99,16 @@ class ProgramFacts:
     is_work_known: bool
     num_unknown_loops: int
 
+    @property
+    def flops_source(self) -> str:
+        """Who counted ``flops``, in words."""
+        return "the program's text" if self.compiler_flops is None else "XLA's cost analysis"
+
+    @property
+    def unknown_calls(self) -> tuple[str, ...]:
+        """What is called of which nobody says what it computes, each once."""
+        return tuple(sorted({one.opcode for one in self.operations if not one.work.is_known}))
+
 
 def describe_program(compiled: jax.stages.Compiled, *, state: TrainState | None = None) -> ProgramFacts:
     """Reads what a compiled program says of itself; nothing runs.
@@ -110,8 +122,8 @@ def describe_program(compiled: jax.stages.Compiled, *, state: TrainState | None 
     operations = tuple(read_operations(program))
     work, once = total_work(operations), total_work(operations, counts_loops_once=True)
     costs = _costs(compiled)
-    flops = costs.get("flops")
-    bytes_accessed = costs.get("bytes accessed")
+    # To XLA's cost analysis, a call of cuBLAS or cuDNN is -1 FLOPs and -1 bytes.
+    flops, bytes_accessed = (None if work.is_library else costs.get(name) for name in ("flops", "bytes accessed"))
     text_bytes = total_bytes(operations)
     loop_bytes = text_bytes - total_bytes(operations, counts_loops_once=True)
     return ProgramFacts(

@@ -61,8 +61,9 @@ def _summary(profile: Profile) -> list[tuple[str, str]]:
     facts, rate = found.main_step.facts, profile.flops_per_step * timing.num_steps / timing.seconds
     compile_seconds = sum(step.compile_seconds for step in found.steps.values())
     cached = sum(step.was_cached for step in found.steps.values())
-    unknown = [] if facts.is_work_known else ["without operations whose FLOPs are not known"]
-    unknown += [f"{facts.num_unknown_loops} loops of unknown length once"] if facts.num_unknown_loops else []
+    counted = [f"by {facts.flops_source}"]
+    counted += [f"without {', '.join(facts.unknown_calls)}, of unknown FLOPs"] if facts.unknown_calls else []
+    counted += [f"{facts.num_unknown_loops} loops of unknown length once"] if facts.num_unknown_loops else []
     return [
         (
             "compilation",
@@ -75,7 +76,7 @@ def _summary(profile: Profile) -> list[tuple[str, str]]:
         ("useful tokens", f"{useful_share(timing):.1%} of the token places"),
         (
             "FLOPs per update",
-            f"{profile.flops_per_step:.4g} on all devices" + (f" ({'; '.join(unknown)})" if unknown else ""),
+            f"{profile.flops_per_step:.4g} on all devices ({'; '.join(counted)})",
         ),
         ("FLOPs per second", f"{rate / 1e9:.4g} GFLOP/s"),
         ("measured matmul ceiling", f"{found.ceilings.flops_per_second / 1e9:.4g} GFLOP/s"),
@@ -180,7 +181,9 @@ def _collectives(profile: Profile) -> list[str]:
 
 _MEANING = """\
 - **FLOPs** are those of the compiled program as XLA's cost analysis counts them, with the bodies of loops as often as
-  they run (XLA counts them once). What is computed again in the backward pass counts too.
+  they run (XLA counts them once). It counts nothing of what libraries compute on GPUs (cuBLAS, cuDNN): where there is
+  any of it, all are counted from the program's text, by the same rules. What is computed again in the backward pass
+  counts too.
 - **MFU** is FLOPs per second over the rate of large matrix products of the same type, measured in this process on all
   devices of the mesh at once.
 - **Memory** is what the compiler planned. *Activations* are what the forward pass makes and the backward pass reads

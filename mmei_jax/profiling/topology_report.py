@@ -32,8 +32,8 @@ _HOW = """\
 * **Optimal** is the compiler's own time for one chip's program: of each operation its FLOPs at the peak or its bytes
   at the rate of the HBM, whichever takes longer. Collectives are not in it beyond the memory that they touch: the
   figure is the same for 4 chips and for 256. With (text) it is not the compiler's figure but our calculation of that
-  kind from the program's text, loops as often as they run: the compiler counts them once (gradient accumulation). It
-  counts reads of memory on the chip as reads of the HBM, and so may be more than what is expected.
+  kind from the program's text, loops as often as they run: the compiler counts them once (gradient accumulation). What
+  the compiler keeps in the memory on the chip (`S(1)` in the text) is neither read from the HBM nor written to it.
 * **Expected** are the cycles that the compiler expects of each operation as it has tiled it, one after the other, at
   the clock that the peak implies: nearer to what a chip will do, and again without collectives.
 * **Collectives** get a time from what the program says that it sends, at their worst: one after the other, none behind

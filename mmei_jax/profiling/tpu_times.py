@@ -26,7 +26,7 @@ class TpuTimes:
             takes longer.
         is_compilers: whether the compiler said so. It counts the body of a loop once; where loops are more than a
             hundredth of a program it is our calculation of that kind from the program's text, loops as often as they
-            run, which takes reads of memory on the chip for reads of the HBM and so may exceed ``expected_seconds``.
+            run; what lies in the memory on the chip moves nothing.
         expected_seconds: the cycles that the compiler expects of each operation as it has tiled it, one after the
             other.
     """
