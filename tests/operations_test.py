@@ -293,11 +293,16 @@ def test_flops_are_the_compilers_where_no_library_computes_products():
 TPU_PROGRAM = """\
 HloModule jit_step, is_scheduled=true
 
+%first (whole: f32[64,128]) -> f32[8,128] {
+  %whole = f32[64,128]{1,0:T(8,128)} parameter(0)
+  ROOT %few = f32[8,128]{1,0:T(8,128)} slice(%whole), slice={[0:8], [0:128]}
+}
+
 %fused (p: f32[8,128], q: f32[8,128], r: f32[64,128]) -> f32[8,128] {
   %p = f32[8,128]{1,0:T(8,128)S(1)} parameter(0)
   %q = f32[8,128]{1,0:T(8,128)} parameter(1)
   %r = f32[64,128]{1,0:T(8,128)S(1)} parameter(2)
-  %part = f32[8,128]{1,0:T(8,128)} slice(%r), slice={[0:8], [0:128]}
+  %part = f32[8,128]{1,0:T(8,128)} fusion(%r), kind=kLoop, calls=%first
   %both = f32[8,128]{1,0:T(8,128)} add(%p, %q)
   ROOT %all = f32[8,128]{1,0:T(8,128)} add(%both, %part)
 }
@@ -314,6 +319,7 @@ ENTRY %main (x: f32[8,128], table: f32[64,128]) -> f32[8,128] {
   %wide = f32[64,128]{1,0:T(8,128)S(1)} dynamic-update-slice(%big, %rows, %zero, %zero)
   %mixed = f32[8,128]{1,0:T(8,128)} fusion(%near, %x, %wide), kind=kLoop, calls=%fused
   %kept = f32[8,128]{1,0:T(8,128)S(1)} fusion(%near, %near, %wide), kind=kLoop, calls=%fused
+  %far = f32[8,128]{1,0:T(8,128)S(1)} fusion(%near, %near, %table), kind=kLoop, calls=%fused
   %read = f32[8,128]{1,0:T(8,128)} slice(%wide), slice={[0:8], [0:128]}
   %narrow = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} convert(%x)
   ROOT %out = f32[8,128]{1,0:T(8,128)} multiply(%mixed, %kept)
@@ -333,6 +339,8 @@ NUM_BYTES = 4 * 8 * 128
         # What the one reads of, and where the other writes, is on the chip.
         ("mixed", 2),
         ("kept", 0),
+        # Of the table one eighth, which a fusion within the fusion takes.
+        ("far", 1),
         ("read", 1),
         ("narrow", 1),
         ("out", 2),

@@ -329,7 +329,12 @@ def _moved_bytes(instruction: Instruction, shapes: Mapping[str, str], program: P
     if instruction.opcode != "fusion" or not instruction.called:
         return sum(main_memory_bytes(one) for one in read) + written
     inside = program.computations[instruction.called[0]]
-    return sum(_parameter_bytes(inside, read)) + _result_bytes(inside, instruction.shape)
+    found = sum(
+        _read_bytes(one.name, main_memory_bytes(read[_number(one)]), inside, program)
+        for one in inside
+        if one.opcode == "parameter"
+    )
+    return found + _result_bytes(inside, instruction.shape)
 
 
 def _moved_part(whole: str, part: str) -> int:
@@ -337,25 +342,30 @@ def _moved_part(whole: str, part: str) -> int:
     return array_bytes(part) if main_memory_bytes(whole) else 0
 
 
-def _parameter_bytes(inside: Sequence[Instruction], given: Sequence[str]) -> list[int]:
-    """Bytes that a fusion reads of each of its parameters, which are of the types that are given."""
-    found = []
-    for parameter in inside:
-        if parameter.opcode != "parameter":
-            continue
-        readers = [one for one in inside if parameter.name in one.operand_names]
-        # (A number in parentheses says which of them it is.)
-        whole = main_memory_bytes(given[int(parameter.operands.strip("()"))])
-        if readers and all(one.opcode in _SLICES and one.operand_names[0] == parameter.name for one in readers):
-            found.append(min(whole, sum(array_bytes(one.shape) for one in readers)))
-        elif readers and all(
-            one.opcode == "dynamic-update-slice" and one.operand_names[0] == parameter.name for one in readers
-        ):
-            # Overwritten in its place.
-            found.append(0)
-        else:
-            found.append(whole)
-    return found
+def _read_bytes(name: str, whole: int, inside: Sequence[Instruction], program: ProgramText) -> int:
+    """Bytes that a fusion reads of an array of so many; of one that it only takes slices of, these."""
+    readers = [one for one in inside if name in one.operand_names]
+    found = 0 if readers else whole
+    for one in readers:
+        is_cut = one.operand_names[0] == name
+        if one.opcode in _SLICES and is_cut:
+            found += array_bytes(one.shape)
+        elif one.opcode == "fusion":
+            nested = program.computations[one.called[0]]
+            found += sum(
+                _read_bytes(parameter.name, whole, nested, program)
+                for parameter in nested
+                if parameter.opcode == "parameter" and one.operand_names[_number(parameter)] == name
+            )
+        elif one.opcode != "dynamic-update-slice" or not is_cut:
+            found += whole
+        # (What is updated is overwritten in its place.)
+    return min(whole, found)
+
+
+def _number(parameter: Instruction) -> int:
+    """Which of its computation's parameters it is."""
+    return int(parameter.operands.strip("()"))
 
 
 def _result_bytes(inside: Sequence[Instruction], given: str) -> int:

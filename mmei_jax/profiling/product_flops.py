@@ -104,19 +104,18 @@ def _convolution_flops(equation: Any) -> float:
     given = equation.params
     inputs, kernel = (variable.aval.shape for variable in equation.invars)
     outputs, numbers = equation.outvars[0].aval.shape, given["dimension_numbers"]
-    # Batch and features come first in these, then the axes of the window.
     axes = [
-        WindowAxis(*sizes, stride, low, input_dilation, kernel_dilation)
-        for *sizes, stride, (low, _), input_dilation, kernel_dilation in zip(
-            (inputs[axis] for axis in numbers.lhs_spec[2:]),
-            (kernel[axis] for axis in numbers.rhs_spec[2:]),
-            (outputs[axis] for axis in numbers.out_spec[2:]),
-            given["window_strides"],
-            given["padding"],
-            given["lhs_dilation"],
-            given["rhs_dilation"],
-            strict=True,
+        WindowAxis(
+            # Batch and features come first in these, then the axes of the window.
+            inputs[numbers.lhs_spec[2 + axis]],
+            kernel[numbers.rhs_spec[2 + axis]],
+            outputs[numbers.out_spec[2 + axis]],
+            given["window_strides"][axis],
+            given["padding"][axis][0],
+            given["lhs_dilation"][axis],
+            given["rhs_dilation"][axis],
         )
+        for axis in range(len(outputs) - 2)
     ]
     batch = inputs[numbers.lhs_spec[0]] // given["batch_group_count"]
     return convolution_flops(batch, kernel[numbers.rhs_spec[1]], kernel[numbers.rhs_spec[0]], axes)
