@@ -113,6 +113,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.evaluated_table",
             "reports.paper_table",
             "reports.paired_resampling",
+            "reports.paired_seeds",
             "reports.claims",
             "reports.further_claims",
             "reports.feedback_figure",

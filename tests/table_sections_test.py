@@ -5,21 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmei_jax.config import parse
 from mmei_jax.reports import table_sections
-from mmei_jax.reports.evaluated_table import Row
-from tests import tiny
-
-
-def row(name="mmei", *, accuracies=(0.5, 0.5), ceilings=None, history=()):
-    result = {
-        "num_records": 1_000,
-        "seeds": list(range(len(accuracies))),
-        "reference": ceilings or {},
-        "metrics": [{"emotion/accuracy": accuracy} for accuracy in accuracies],
-    }
-    training = {"history": list(history), "best_steps": [20, 40, 40], "best_metric": "validation/emotion/accuracy"}
-    return Row(name, parse(tiny.config_dict("nowhere").to_dict()), result, [], None, training, "made up", {})
+from tests.made_up_rows import row
 
 
 def evaluation(step, losses, is_active):

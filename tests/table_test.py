@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import pytest
 import sklearn.metrics
+from scipy import stats
 
 from configs import table1_small
 from mmei_jax import replica_training
@@ -194,7 +195,7 @@ def test_row_without_a_task_has_no_difference_in_it(evaluated):
 
     first, reference = read_table(evaluated[0], "test").rows
     means = {row.name: Means() for row in (first, reference)}
-    _, printed = table_sections.comparison_section([first, reference], reference, means, "", 10).blocks
+    printed = table_sections.comparison_section([first, reference], reference, means, "", 10).blocks[2]
     assert "nan" not in printed
     titles, _, cells = ([part.strip() for part in line.split("|")] for line in printed.splitlines())
     assert cells[titles.index("emotion/accuracy")] == "+0.250 [+0.125, +0.500]"
@@ -413,6 +414,20 @@ def cells_of(text, heading, row, table=0):
     section = text.split(f"## {heading}")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith(f"| {row} ")]
     return [cell.strip() for cell in lines[table].strip("|").split("|")][1:]
+
+
+def test_report_compares_rows_over_their_seeds(evaluated):
+    workdir, folder = evaluated
+    rows = json.loads((workdir / "eval" / "test.json").read_text())["rows"]
+    ours, other = (
+        np.array([found["emotion/accuracy"] for found in rows[name]["metrics"]])
+        for name in ("text_only", "pooled_logistic")
+    )
+    low, high = stats.ttest_rel(ours, other).confidence_interval(0.95)
+    printed = cells_of(
+        (folder / "report.md").read_text(), "Against pooled_logistic", "text only (the place of Text-BERT)", table=1
+    )
+    assert printed[0] == f"{(ours - other).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def test_scores_by_class_are_those_of_scikit_learn(evaluated):

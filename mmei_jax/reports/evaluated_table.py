@@ -64,6 +64,10 @@ class Row:
             return np.array([WeightedMetrics(part)(ones).get(metric, np.nan) for part in self.records])
         return np.array([found.get(metric, np.nan) for found in self.result["metrics"]])
 
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The metric of each seed, NaN where undefined."""
+        return dict(zip(self.result["seeds"], self.values(metric).tolist(), strict=True))
+
     @property
     def title(self) -> str:
         """As the report calls it, in Markdown."""

@@ -13,6 +13,7 @@ from mmei_jax.reports.drawing import to_png
 from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, encoder_kind, mean_and_deviation
 from mmei_jax.reports.page import Picture, Section
 from mmei_jax.reports.paired_resampling import ResampledMeans
+from mmei_jax.reports.paired_seeds import difference_over_seeds
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import TaskRecords
 from mmei_jax.reports.tables import escaped, markdown_table
@@ -29,7 +30,14 @@ ENCODER_TITLES: Mapping[str, str] = {
     "resnet": "ResNet",
     "audio_cnn": "Audio-CNN",
 }
-COMPARED = ("emotion/accuracy", "emotion/f1_of_macro", "emotion/cross_entropy", "ranking/map", "ranking/ndcg@10")
+COMPARED = (
+    "emotion/accuracy",
+    "emotion/f1_of_macro",
+    "emotion/cross_entropy",
+    "intent/accuracy",
+    "ranking/map",
+    "ranking/ndcg@10",
+)
 
 
 def finding_section(rows: list[Row], reference: Row, note: str) -> Section:
@@ -128,22 +136,52 @@ def task_section(rows: list[Row], task: str, note: str) -> Section:
 def comparison_section(
     rows: list[Row], reference: Row, means: Mapping[str, ResampledMeans], note: str, num_resamples: int
 ) -> Section:
-    """Each row minus the reference, with paired intervals."""
-    metrics = [name for name in COMPARED if np.isfinite(reference.values(name)).all()]
-    titles = ["row", *metrics]
+    """Each row minus the reference, with an interval for other records and one for other seeds."""
+    metrics = [name for name in COMPARED if np.isfinite(reference.values(name)).any()]
     cells = []
     for row in rows:
         if row is reference:
             continue
         found = [means[row.name].difference(means[reference.name], name) for name in metrics]
         # A row without the task has no difference.
-        cells.append([row.title, *(_with_interval(part) if np.isfinite(part).all() else "" for part in found)])
+        cells.append([row.title, *(_with_interval(*part) if np.isfinite(part).all() else "" for part in found)])
     text = (
-        f"Each row minus {reference.title}{note}, with the 95 % interval of a paired bootstrap of {num_resamples} "
-        "draws: the same records, or users, drawn anew for all seeds of both rows. An interval without 0 is a "
-        "difference that other records would show too."
+        f"Each row minus {reference.title}{note}, with two 95 % intervals, each of one kind of chance and blind to the "
+        "other: neither alone puts a difference beyond doubt. About one interval in twenty leaves out 0 by chance."
     )
-    return Section(f"Against {reference.name}", [text, markdown_table(titles, cells)])
+    over_records = (
+        f"**Other records, these trained models**: a paired bootstrap of {num_resamples} draws, the same records, or "
+        "users, drawn anew for all seeds of both rows. An interval without 0 is a difference that other records would "
+        "show too."
+    )
+    over_seeds = (
+        "**Other seeds, these records**: Student's t of the differences seed by seed, over the seeds that both rows "
+        "have; one alone gives no interval. An interval without 0 is a difference that training again from other seeds "
+        "would show too."
+    )
+    titles = ["row", *metrics]
+    tables = [over_records, markdown_table(titles, cells), over_seeds, seeds_table(rows, reference, metrics)]
+    return Section(f"Against {reference.name}", [text, *tables])
+
+
+def seeds_table(rows: list[Row], reference: Row, metrics: Sequence[str]) -> str:
+    """Each row minus the reference over the seeds of both; a cell says so where these are not all of the reference's."""
+    cells = [
+        [row.title, *(_seeds_cell(row, reference, name) for name in metrics)] for row in rows if row is not reference
+    ]
+    return markdown_table(["row", *metrics], cells)
+
+
+def _seeds_cell(row: Row, reference: Row, metric: str) -> str:
+    if not np.isfinite(row.values(metric)).any():
+        return ""
+    found = difference_over_seeds(row.by_seed(metric), reference.by_seed(metric))
+    if not found.num_seeds:
+        return "no seed in common"
+    is_alone = found.num_seeds == 1
+    text = f"{found.value:+.3f}" if is_alone else _with_interval(found.value, found.low, found.high)
+    is_whole = found.num_seeds == len(reference.result["seeds"])
+    return text if is_whole else f"{text} ({found.num_seeds} seed{'' if is_alone else 's'})"
 
 
 def class_section(rows: list[Row], task: str, note: str) -> Section:
@@ -338,5 +376,5 @@ def search_section(rows: list[Row]) -> Section:
     return Section("Search on the validation splits", blocks or ["No search: the configuration names none."])
 
 
-def _with_interval(found: tuple[float, float, float]) -> str:
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found)
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
