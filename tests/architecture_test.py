@@ -112,6 +112,8 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.table_sections",
             "reports.evaluated_table",
             "reports.paper_table",
+            "reports.main_table",
+            "reports.table_lines",
             "reports.paired_resampling",
             "reports.paired_seeds",
             "reports.claims",

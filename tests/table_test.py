@@ -19,12 +19,12 @@ from mmei_jax.records import Dataset, Producer
 from mmei_jax.reports import table_sections
 from mmei_jax.reports.claims import online_claims
 from mmei_jax.reports.evaluated_table import read_table
+from mmei_jax.reports.main_table import encoders_text, main_section
 from mmei_jax.reports.paired_resampling import ResampledMeans, resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import read_record_table
 from mmei_jax.reports.resampling import resampling_units
 from mmei_jax.reports.table_report import write_table_report
-from mmei_jax.reports.table_sections import encoders_text, main_section
 from mmei_jax.robustness import measure_robustness
 from mmei_jax.robustness_metrics import Grid
 from mmei_jax.sharding import make_evaluation_mesh
@@ -163,7 +163,7 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     assert "| 0.812 |" in text
     for heading in (
         "Finding",
-        "Table 1",
+        "## A table\n",
         "Against pooled_logistic",
         "Emotion by class",
         "Intent by class",
@@ -179,7 +179,13 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     assert [(line["row"], line["seed"]) for line in lines] == [(name, str(seed)) for name in order for seed in (0, 1)]
     assert float(lines[0]["emotion/accuracy"]) == rows["text_only"]["metrics"][0]["emotion/accuracy"]
     latex = (folder / "table.tex").read_text()
-    assert latex.count(r"\\") == 1 + len(rows)
+    # A heading, the rows, the ceiling of words alone, that of everything and that of late fusion.
+    assert latex.count(r" \\") == 1 + len(rows) + 3
+    assert latex.count("exact posterior of text alone") == 1
+    assert r"\caption{A table: AIGC-INT-Sim (simulated), test split. Emotion and ranking (simulated), mean" in latex
+    known = Dataset.open(read_row(workdir, "text_only").config.data.path).reference("test")
+    ceiling = cells_of(text, "A table", "*exact posterior of text alone*")
+    assert ceiling[1] == f"{known['emotion/accuracy[text, every record]']:.3f}"
     # The paper's numbers are of its own rows.
     assert "The paper's claims" not in text
     assert not (folder / "claims.md").exists()
@@ -406,7 +412,7 @@ def test_encoders_are_told_by_row_with_their_weights(evaluated):
     text = encoders_text(rows)
     assert "Text-BERT: text by BERT (given weights: google-bert/bert-base-uncased); data set AIGC-INT-Sim" in text
     assert "regression on means*: vision by ViT (random weights, seed 3); data set AIGC-INT-Sim" in text
-    assert encoders_text(rows) in main_section(rows, "").blocks
+    assert encoders_text(rows) in main_section(rows, "Title", "").blocks
 
 
 def cells_of(text, heading, row, table=0):

@@ -79,6 +79,20 @@ class Row:
         """Whether it answers a task that has classes."""
         return f"{task}/accuracy" in self.result["metrics"][0]
 
+    def without(self, name: str) -> str:
+        """The key of ``config.loss`` that leaves a task out of its training, such as "intent"; "" where none does.
+
+        Args:
+            name: of the task, or of a metric of it.
+        """
+        task = name.partition("/")[0]
+        key = "intent" if task == "joint" else task
+        return key if getattr(self.config.loss, key) == "none" else ""
+
+    def cell(self, metric: str) -> str:
+        """The metric as :func:`mean_and_deviation`; a dash where the row is trained without the task."""
+        return "–" if self.without(metric) else mean_and_deviation(self.values(metric))
+
 
 @dataclass(frozen=True)
 class EvaluatedTable:
