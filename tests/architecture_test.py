@@ -22,7 +22,10 @@ PACKAGE = ROOT / "mmei_jax"
 
 # Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("types", "config", "config_values", "pretraining_config", "command", "fingerprints"), ("activations",)),
+    (
+        ("types", "config", "config_values", "data_config", "pretraining_config", "command", "fingerprints"),
+        ("activations",),
+    ),
     (
         ("bin_packing",),
         ("compilation_cache",),
