@@ -6,8 +6,8 @@ what is left follows in further groups.
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mmei_jax.device_split import DeviceSplit, read_device_split
 from mmei_jax.evaluation import Evaluator, emotion_class_weights
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.origin import describe_origin
+from mmei_jax.part_times import PartTimes
 from mmei_jax.records import Dataset
 from mmei_jax.replica_progress import DispatchClock, ReplicaProgress
 from mmei_jax.replicas import Replicas, ReplicaState
@@ -34,6 +35,8 @@ from mmei_jax.workdir import StopRequest, read_json, write_json
 
 # Share of a device's memory that replicas may take: the rest is for evaluation and for what the prediction leaves out.
 _USABLE_MEMORY = 0.8
+# A checkpoint holds the states of all replicas, gigabytes at the paper's size: not every evaluation is worth one.
+_SAVE_EVERY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def train_replicas(
     folder: Path,
     budget: Budget,
     stop: StopRequest,
+    times: PartTimes,
     *,
     title: str,
 ) -> ReplicaResult:
@@ -83,6 +87,7 @@ def train_replicas(
         folder: receives checkpoints and ``group_<n>.json``.
         budget: memory and dispatches.
         stop: becomes true when training shall end.
+        times: of the stage that this is; receives the parts data, updates, evaluation and checkpoints.
         title: begins every line of progress.
 
     Raises:
@@ -90,8 +95,9 @@ def train_replicas(
             fit the memory.
         Stopped: a signal came; everything done is saved.
     """
-    input_pipeline.check(dataset, config)
-    trainer = _Trainer(config, dataset, budget, stop)
+    with times.part("data"):
+        input_pipeline.check(dataset, config)
+        trainer = _Trainer(config, dataset, budget, stop, times)
     count = len(varied["seed"])
     sizes = trainer.group_sizes(varied, folder)
     results, start = [], 0
@@ -112,8 +118,8 @@ def train_replicas(
 class _Trainer:
     """What all groups share: the data on the devices, the evaluator."""
 
-    def __init__(self, config: Config, dataset: Dataset, budget: Budget, stop: StopRequest) -> None:
-        self._config, self._dataset, self._budget, self._stop = config, dataset, budget, stop
+    def __init__(self, config: Config, dataset: Dataset, budget: Budget, stop: StopRequest, times: PartTimes) -> None:
+        self._config, self._dataset, self._budget, self._stop, self._times = config, dataset, budget, stop, times
         self._split = dataset.split(*config.data.train_splits)
         self._tasks = tasks_of(config, dataset)
         self._class_weights = emotion_class_weights(config.loss, dataset)
@@ -180,32 +186,48 @@ class _Trainer:
         count, mesh = len(varied["seed"]), _mesh_for(len(varied["seed"]))
         replicas = self._replicas(_padded(varied, slice(None), mesh.size), mesh)
         evaluator = Evaluator(build_model_for(self._config, self._tasks), self._config, self._dataset, mesh)
-        table: DeviceSplit = jax.device_put(self._host_table, replicated(mesh))
-        with closing(ReplicaCheckpointer(folder)) as checkpointer:
+        times = self._times
+        with times.part("data"):
+            table: DeviceSplit = jax.device_put(self._host_table, replicated(mesh))
+        checkpointer = ReplicaCheckpointer(folder)
+        try:
             state = replicas.initial_state(self._statistics, initial_encoders(self._config.model))
             best = jax.tree.map(jnp.copy, state.train.variables)
             progress, step = ReplicaProgress.fresh(count), 0
             if checkpointer.latest_step is not None:
-                state, best, saved = checkpointer.restore(*(_shapes(tree) for tree in (state, best)))
+                with times.part("checkpoints"):
+                    state, best, saved = checkpointer.restore(*(_shapes(tree) for tree in (state, best)))
                 progress, step = ReplicaProgress(**saved), checkpointer.latest_step
             if step < replicas.num_steps:
                 print(f"{title}: from update {step} of {replicas.num_steps}", flush=True)
-            clock = DispatchClock()
+            clock, saved_at = DispatchClock(), time.monotonic()
             while step < replicas.num_steps and bool(jax.device_get(state.is_active)[:count].any()):
                 stop_step = self._next_evaluation(step, replicas.num_steps)
-                state, loss = self._advance(replicas, state, table, step, stop_step, clock)
+                with times.part("updates"):
+                    state, loss = self._advance(replicas, state, table, step, stop_step, clock)
                 step = stop_step
-                splits = self._config.data.validation_splits
-                figures = evaluator.measure_replicas(state.train.variables, splits)[:count]
+                with times.part("evaluation"):
+                    splits = self._config.data.validation_splits
+                    figures = evaluator.measure_replicas(state.train.variables, splits)[:count]
                 is_active = jax.device_get(state.is_active)[:count]
                 is_better, goes_on = self._note(progress, step, figures, loss[:count], is_active)
                 best = _keep_best(best, state.train.variables, _on_replicas(is_better, mesh))
                 state = ReplicaState(train=state.train, is_active=_on_replicas(goes_on, mesh))
                 progress.updates_per_second = clock.rate(count)
-                checkpointer.save(step, state, best, asdict(progress))
+                # Asked once: a signal that comes later ends the training only after the next evaluation.
+                is_stopped, is_last = bool(self._stop), step == replicas.num_steps or not any(goes_on)
+                if is_stopped or is_last or time.monotonic() - saved_at >= _SAVE_EVERY_SECONDS:
+                    with times.part("checkpoints"):
+                        checkpointer.save(step, state, best, asdict(progress))
+                    saved_at = time.monotonic()
+                times.save()
                 self._tell(title, progress, step, replicas.num_steps, clock)
-                self._stop.check()
+                if is_stopped:
+                    self._stop.check()
             variables: Variables = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(best))
+        finally:
+            with times.part("checkpoints"):
+                checkpointer.close()
         return variables, progress
 
     def _replicas(self, varied: dict[str, list[int | float]], mesh: Mesh) -> Replicas:

@@ -22,12 +22,15 @@ PACKAGE = ROOT / "mmei_jax"
 
 # Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("types", "config", "config_values", "pretraining_config", "command", "fingerprints"), ("activations",)),
+    (
+        ("types", "config", "config_values", "data_config", "pretraining_config", "command", "fingerprints"),
+        ("activations",),
+    ),
     (
         ("bin_packing",),
         ("compilation_cache",),
         ("compilations",),
-        ("workdir",),
+        ("workdir", "part_times"),
         ("host_memory",),
         ("environment",),
         ("encoders.transformer",),
@@ -130,6 +133,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.calibration",
             "reports.result_figures",
             "reports.training_figures",
+            "reports.training_times",
             "reports.drawing",
             "reports.page",
             "reports.tables",

@@ -15,6 +15,7 @@ from scipy import stats
 from configs import table1_small
 from mmei_jax import replica_training
 from mmei_jax.evaluation import Evaluator
+from mmei_jax.part_times import by_part
 from mmei_jax.records import Dataset, Producer
 from mmei_jax.reports import table_sections
 from mmei_jax.reports.claims import online_claims
@@ -25,6 +26,7 @@ from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import read_record_table
 from mmei_jax.reports.resampling import resampling_units
 from mmei_jax.reports.table_report import write_table_report
+from mmei_jax.reports.training_times import times_sections
 from mmei_jax.robustness import measure_robustness
 from mmei_jax.robustness_metrics import Grid
 from mmei_jax.sharding import make_evaluation_mesh
@@ -208,6 +210,31 @@ def test_row_without_a_task_has_no_difference_in_it(evaluated):
     assert cells[titles.index("emotion/cross_entropy")] == ""
 
 
+def times_of(workdir, name):
+    return json.loads((workdir / "rows" / name / "times.json").read_text())
+
+
+def test_report_tells_where_the_time_of_each_row_went(evaluated, tmp_path):
+    workdir, folder = evaluated
+    text, total = (folder / "report.md").read_text(), 0.0
+    for name, title in (
+        ("text_only", "text only (the place of Text-BERT)"),
+        ("pooled_logistic", "*logistic regression"),
+    ):
+        times = times_of(workdir, name)
+        assert times.keys() == {"start", "search", "seeds"}
+        parts = by_part(times)
+        assert parts.keys() == {"data", "compilation", "updates", "evaluation", "checkpoints", "other"}
+        cells = cells_of(text, "Time of the training", title)
+        whole = sum(parts.values())
+        assert cells[:2] == [f"{whole:,.1f}", f"{sum(times['search'].values()):,.1f}"]
+        assert sorted(cells[2:]) == sorted(f"{value:,.1f}" for value in parts.values())
+        total += whole
+    assert cells_of(text, "Time of the training", "all rows")[0] == f"{total:,.1f}"
+    # A table that an earlier version trained has no such file.
+    assert times_sections(tmp_path, read_table(workdir, "test").rows) == []
+
+
 def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):
     workdir, values = trained
 
@@ -226,7 +253,13 @@ def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
         result = run(values, tmp_path)
     assert (result.stopped_by, result.finished) == ("SIGTERM", ())
     assert (tmp_path / "rows" / "text_only" / "search.json").exists()
+    before = times_of(tmp_path, "text_only")
     assert run(values, tmp_path).finished == ("text_only", "pooled_logistic")
+    after = times_of(tmp_path, "text_only")
+    # The second command's time is added to the first one's; it made no search.
+    assert after["search"] == before["search"]
+    assert after["seeds"]["updates"] > before["seeds"]["updates"] > 0.0
+    assert after["start"]["data"] > before["start"]["data"]
     for name in ("text_only", "pooled_logistic"):
         ours, theirs = read_row(tmp_path, name), read_row(workdir, name)
         assert ours.search == theirs.search

@@ -21,6 +21,7 @@ from mmei_jax.reports.paired_resampling import resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.report import replace_folder
 from mmei_jax.reports.tables import escaped
+from mmei_jax.reports.training_times import times_sections
 
 
 def write_table_report(
@@ -62,6 +63,7 @@ def write_table_report(
             sections.alpha_section(reference, note),
             *sections.robustness_sections(table, note),
             sections.loss_section(reference, note),
+            *times_sections(workdir, rows),
             *ledger,
             sections.search_section(rows),
             Section("How to make it again", ["```bash\n" + command + "\n```"]),
