@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,6 +44,9 @@ MIN_SIDE_SECONDS = 0.5
 MAX_TRIES, MAX_QUICK_TRIES = 5, 1
 
 
+# Of one measurement: one figure, or several of the same work (percentiles).
+Seconds = float | np.ndarray
+
 _STARTED = time.time()
 
 
@@ -56,12 +59,12 @@ class Ready:
     """What a side gives once it is built and warmed up.
 
     Attributes:
-        measure: does the work once and returns the seconds that it took.
+        measure: does the work once and returns the seconds that it took, or several figures of them.
         evidence: what every side must agree on (losses, outputs, checksums).
         settings: what is printed about the side (versions, threads, compiler).
     """
 
-    measure: Callable[[], float]
+    measure: Callable[[], Seconds]
     evidence: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,14 +74,23 @@ class Timing:
     """One case, measured.
 
     Attributes:
-        seconds: by side, one number per round.
+        seconds: by side, what each round measured.
         settings: by side.
         is_disturbed: by round, whether it was kept although other processes were busy in each try.
     """
 
-    seconds: Mapping[str, Sequence[float]]
+    seconds: Mapping[str, Sequence[Seconds]]
     settings: Mapping[str, Mapping[str, Any]]
     is_disturbed: Sequence[bool]
+
+    def figure(self, index: int) -> "Timing":
+        """Of rounds that measured several figures, one."""
+        return replace(
+            self,
+            seconds={
+                side: [float(np.asarray(each)[index]) for each in values] for side, values in self.seconds.items()
+            },
+        )
 
     @property
     def has_only_disturbed_rounds(self) -> bool:
@@ -104,7 +116,7 @@ class Timing:
     def _counted(self, side: str) -> list[float]:
         """Of the undisturbed rounds; of all, where there is none."""
         rounds = zip(self.seconds[side], self.is_disturbed, strict=True)
-        return [value for value, is_disturbed in rounds if not is_disturbed or self.has_only_disturbed_rounds]
+        return [float(value) for value, is_disturbed in rounds if not is_disturbed or self.has_only_disturbed_rounds]
 
 
 def measure_sides(
@@ -350,9 +362,10 @@ class _Worker:
             self._process.join()
             raise RuntimeError(f"{self.name}: its process ended with code {self._process.exitcode}") from None
 
-    def measure(self) -> float:
+    def measure(self) -> Seconds:
         self._connection.send("measure")
-        return float(self.receive())
+        measured: Seconds = self.receive()
+        return measured
 
     def cpu_seconds(self) -> float:
         """Processor time that the process and its children have taken so far."""
@@ -372,7 +385,7 @@ class _Worker:
 class _Here:
     """One side in this process."""
 
-    measure: Callable[[], float]
+    measure: Callable[[], Seconds]
     is_counted: bool
 
     def cpu_seconds(self) -> float:
@@ -415,9 +428,9 @@ def _end_with_parent() -> None:
 
 def _all_rounds(
     workers: Mapping[str, _Worker | _Here], num_rounds: int, is_quick: bool
-) -> tuple[dict[str, list[float]], list[bool]]:
+) -> tuple[dict[str, list[Seconds]], list[bool]]:
     """Each side's seconds by round, and whether others were busy all the same."""
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in workers}
     disturbed = []
     for index in range(num_rounds):
         order = list(workers) if index % 2 == 0 else list(workers)[::-1]
@@ -431,9 +444,9 @@ def _all_rounds(
 
 def _one_round(
     workers: Mapping[str, _Worker | _Here], order: Sequence[str], title: str, max_tries: int
-) -> tuple[dict[str, float], bool]:
+) -> tuple[dict[str, Seconds], bool]:
     """Each side's seconds, and whether others were busy all the same."""
-    found: dict[str, float] = {}
+    found: dict[str, Seconds] = {}
     for attempt in range(1, max_tries + 1):
         started, busy = time.perf_counter(), _machine_cpu_seconds()
         own = sum(worker.cpu_seconds() for worker in workers.values())
@@ -444,7 +457,7 @@ def _one_round(
         seconds = max(time.perf_counter() - started, MIN_SIDE_SECONDS)
         share = foreign / (seconds * (os.cpu_count() or 1))
         is_disturbed = share > MAX_FOREIGN_SHARE
-        line = f"{title}: " + ", ".join(f"{name} {found[name]:.3g} s" for name in workers)
+        line = f"{title}: " + ", ".join(f"{name} {_shown(found[name])} s" for name in workers)
         if is_disturbed:
             end = "made again" if attempt < max_tries else "kept as disturbed"
             line += f"; void, {share:.0%} of the processors went to other programs: {end}"
@@ -454,16 +467,20 @@ def _one_round(
     return found, is_disturbed
 
 
-def _measure_long_enough(worker: _Worker | _Here) -> float:
+def _shown(seconds: Seconds) -> str:
+    return " / ".join(f"{each:.3g}" for each in np.atleast_1d(seconds))
+
+
+def _measure_long_enough(worker: _Worker | _Here) -> Seconds:
     """Mean seconds of as many measurements as make the round long enough."""
-    found: list[float] = []
+    found: list[Seconds] = []
     spent = 0.0
     while spent < MIN_SIDE_SECONDS:
         started = time.perf_counter()
         found.append(worker.measure())
         # A side may time a part of what it does, or have measured beforehand.
-        spent += max(found[-1], time.perf_counter() - started)
-    return statistics.fmean(found)
+        spent += max(float(np.max(found[-1])), time.perf_counter() - started)
+    return sum(found) / len(found)
 
 
 def _machine_cpu_seconds() -> float:

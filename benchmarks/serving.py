@@ -30,35 +30,34 @@ TOLERANCE = 1e-5
 # Compared by identity, as what it holds is.
 @dataclass(frozen=True, eq=False)
 class ServingCase:
-    """One size of requests, one percentile of their seconds.
+    """One size of requests.
 
     Attributes:
         fusion: the model and its records.
-        percentile: in [0, 100].
+        percentiles: of the requests' seconds, each in [0, 100].
         num_requests: of one measurement, for each side.
         goals: by peer, the ratio aimed at.
     """
 
     fusion: Case
-    percentile: int
+    percentiles: tuple[int, ...]
     num_requests: int
     goals: Mapping[str, float | None] = field(default_factory=lambda: {EAGER: 1.0, COMPILED: 1.0})
 
     @property
     def name(self) -> str:
-        """In the table."""
-        return f"{self.fusion.name}, p{self.percentile}"
+        """As ``--case`` chooses it."""
+        return self.fusion.name
 
 
 CASES = tuple(
-    ServingCase(Case(f"cpu, batch {size}", {}, batch_size=size), percentile, num_requests)
+    ServingCase(Case(f"cpu, batch {size}", {}, batch_size=size), (50, 95, 99), num_requests)
     for size, num_requests in ((1, 300), (32, 60))
-    for percentile in (50, 95, 99)
 )
 QUICK_CASES = (
     ServingCase(
         Case("cpu, batch 1, 1 layer (quick)", {}, batch_size=1, changes={"model__num_layers": 1}),
-        50,
+        (50,),
         num_requests=20,
         goals={EAGER: None},
     ),
@@ -172,21 +171,21 @@ def _ready(
     examples = our_inputs(case.fusion)
     evidence = np.concatenate([part.ravel() for inputs in examples for part in request(inputs)])
 
-    def measure() -> float:
-        return percentile_of(request, examples, case)
+    def measure() -> np.ndarray:
+        return percentiles_of(request, examples, case)
 
     measure()
     return rounds.Ready(measure, evidence, settings)
 
 
-def percentile_of(request: Callable[[Any], Any], examples: list[Any], case: ServingCase) -> float:
-    """The case's percentile of the seconds of its requests, which take the examples in turns."""
+def percentiles_of(request: Callable[[Any], Any], examples: list[Any], case: ServingCase) -> np.ndarray:
+    """The case's percentiles of the seconds of its requests, which take the examples in turns."""
     seconds = []
     for index in range(case.num_requests):
         started = time.perf_counter()
         request(examples[index % len(examples)])
         seconds.append(time.perf_counter() - started)
-    return float(np.percentile(seconds, case.percentile))
+    return np.percentile(seconds, case.percentiles)
 
 
 SIDES = {
@@ -199,7 +198,7 @@ SIDES = {
 def measure_case(
     case: ServingCase, *, num_rounds: int, sides: Mapping[str, str] = SIDES, is_quick: bool = False
 ) -> list[dict[str, Any]]:
-    """One entry for each peer of the case.
+    """One entry for each percentile and peer of the case.
 
     Raises:
         rounds.SidesDiffer: the outputs differ.
@@ -214,7 +213,10 @@ def measure_case(
         is_quick=is_quick,
     )
     return [
-        rounds.case_record(case.name, timing, peer, goal=goal, num_requests=case.num_requests)
+        rounds.case_record(
+            f"{case.name}, p{percentile}", timing.figure(index), peer, goal=goal, num_requests=case.num_requests
+        )
+        for index, percentile in enumerate(case.percentiles)
         for peer, goal in case.goals.items()
     ]
 
@@ -233,7 +235,7 @@ def main() -> None:
         entries.extend(found)
         for entry in found:
             ours, theirs = (1e3 * entry[f"{who}_median_seconds"] for who in ("our", "peer"))
-            line = f"{case.name}: {ours:.2f} ms against {entry['peer']} {theirs:.2f} ms, {rounds.spread(entry)}"
+            line = f"{entry['case']}: {ours:.2f} ms against {entry['peer']} {theirs:.2f} ms, {rounds.spread(entry)}"
             print(f"{line}\n  ours: {entry['our_settings']}\n  {entry['peer']}: {entry['peer_settings']}", flush=True)
     rounds.print_summary("serving", entries, arguments.results, versions=rounds.versions("jax", "jaxlib", "torch"))
 

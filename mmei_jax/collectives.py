@@ -2,7 +2,8 @@
 
 The text is what ``compiled.as_text()`` gives for any platform: operations on one device's part of every array. Replica
 groups are read in all three of XLA's notations, asynchronous operations once for start and end, and a collective in the
-body of a loop as often as the loop runs, where the compiler knows that.
+body of a loop as often as the loop runs, where the compiler knows that. TPU programs may send one collective step by
+step in many other operations, each of which names it again: a chain, which counts once.
 """
 
 import math
@@ -22,6 +23,8 @@ KINDS = (
     "reduce-scatter",
 )
 
+# A step of a collective that other operations take along, and which collective that is.
+_CHAIN, _CHANNEL = re.compile(r'\bchain_id="(\d+)"'), re.compile(r"\bchannel_id=(\d+)")
 _DEVICES = re.compile(r"\b(?:replica_count|num_partitions)=(\d+)")
 
 
@@ -75,6 +78,7 @@ def read_collectives(text: str) -> list[Collective]:
     program = parse_program(text)
     num_devices = math.prod(int(count) for count in _DEVICES.findall(text.partition("\n")[0]))
     found: list[Collective] = []
+    chains: set[tuple[str, ...]] = set()
     for visit in visits(program):
         shapes = {instruction.name: instruction.shape for instruction in visit.instructions}
         for instruction in visit.instructions:
@@ -82,6 +86,11 @@ def read_collectives(text: str) -> list[Collective]:
             # Where a call wraps the operation, it stands in the computation that is called.
             if kind not in KINDS or "calls=" in instruction.rest:
                 continue
+            chain = _chain(instruction.rest)
+            if chain in chains:
+                continue
+            if chain:
+                chains.add(chain)
             group_size = 2 if kind == "collective-permute" else _group_size(instruction.rest, num_devices)
             if group_size == 1:
                 continue
@@ -96,7 +105,7 @@ def read_collectives(text: str) -> list[Collective]:
                     op_name=instruction.op_name,
                     num_calls=visit.num_calls,
                     is_in_loop=visit.is_in_loop,
-                    is_async=visit.is_async or instruction.opcode.endswith("-start"),
+                    is_async=visit.is_async or instruction.opcode.endswith("-start") or bool(chain),
                 )
             )
     return found
@@ -109,6 +118,12 @@ def bytes_by_kind(collectives: Iterable[Collective]) -> dict[str, int]:
         num_calls = 1 if collective.num_calls is None else collective.num_calls
         totals[collective.kind] = totals.get(collective.kind, 0) + num_calls * collective.num_bytes
     return totals
+
+
+def _chain(rest: str) -> tuple[str, ...]:
+    """Which chain of steps an operation belongs to; empty for one that is a whole collective."""
+    chain, channel = _CHAIN.search(rest), _CHANNEL.search(rest)
+    return (chain[1], channel[1]) if chain and channel else ()
 
 
 def _group_size(rest: str, num_devices: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from mmei_jax.bin_packing import arrange_in_rows, pack
-from mmei_jax.config import DataConfig
+from mmei_jax.data_config import DataConfig
 from mmei_jax.records import Split
 from mmei_jax.types import MODALITIES
 

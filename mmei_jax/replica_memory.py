@@ -5,13 +5,21 @@ read no batches ahead: their records lie on every device, and a plan says which 
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from mmei_jax.config import Config
 from mmei_jax.device_split import DeviceSplit
 from mmei_jax.memory_estimates import Saving, alternatives, as_flags, changed, gradient_bytes, most_alive
 from mmei_jax.out_of_memory import memory_lines, saving_lines
 from mmei_jax.profiling.programs import bytes_per_device
+from mmei_jax.records import Split
 from mmei_jax.replicas import Replicas
+from mmei_jax.sharding import replicated
 from mmei_jax.types import InputError
 
 # Plans that a device holds: that of the dispatch under way, and the next.
@@ -106,6 +114,38 @@ def replica_memory_lines(
     )
     most = sorted(found, key=lambda saving: -saving.num_bytes)[:_NUM_SETTINGS]
     return [*memory_lines(now, title), *saving_lines(most)]
+
+
+def table_shapes(host_table: DeviceSplit, split: Split, config: Config, mesh: Mesh) -> DeviceSplit:
+    """Shapes of a split's records on the devices of a mesh, cut at the configuration's longest lengths.
+
+    Args:
+        host_table: the records, read with the same or longer lengths.
+        split: that of the table.
+        config: says how long.
+        mesh: every device of which has all of them.
+    """
+
+    def shape(leaf: np.ndarray, num_rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((num_rows, *leaf.shape[1:]), leaf.dtype, sharding=replicated(mesh))
+
+    tokens = {}
+    for name, leaf in host_table.tokens.items():
+        lengths = np.minimum(split.lengths(name), getattr(config.data.max_tokens, name)[-1])
+        tokens[name] = shape(leaf, max(1, int(lengths.sum())))
+    records = jax.tree.map(lambda leaf: shape(leaf, len(leaf)), host_table.records)
+    return DeviceSplit(tokens=tokens, records=records)
+
+
+def memory_of_a_device() -> int:
+    """Bytes that a device offers; of the host's memory its share, where the devices are the host's."""
+    device: Any = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return 1024 * available // jax.device_count()
 
 
 def _alternatives(config: Config) -> Iterator[tuple[dict[str, object], str]]:

@@ -6,8 +6,8 @@ what is left follows in further groups.
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from mmei_jax.evaluation import Evaluator, emotion_class_weights
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.origin import describe_origin
 from mmei_jax.out_of_memory import details_or_why_not, explained_by, is_out_of_memory
+from mmei_jax.part_times import PartTimes
 from mmei_jax.records import Dataset
-from mmei_jax.replica_memory import replica_memory_lines
+from mmei_jax.replica_memory import memory_of_a_device, replica_memory_lines, table_shapes
 from mmei_jax.replica_progress import DispatchClock, ReplicaProgress
 from mmei_jax.replicas import Replicas, ReplicaState
 from mmei_jax.sharding import batch_sharding, make_evaluation_mesh, mesh_over, replicated
@@ -36,6 +37,8 @@ from mmei_jax.workdir import StopRequest, read_json, write_json
 
 # Share of a device's memory that replicas may take: the rest is for evaluation and for what the prediction leaves out.
 _USABLE_MEMORY = 0.8
+# A checkpoint holds the states of all replicas, gigabytes at the paper's size: not every evaluation is worth one.
+_SAVE_EVERY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def train_replicas(
     folder: Path,
     budget: Budget,
     stop: StopRequest,
+    times: PartTimes,
     *,
     title: str,
     key_of: Callable[[str], str] = lambda key: key,
@@ -86,6 +90,7 @@ def train_replicas(
         folder: receives checkpoints and ``group_<n>.json``.
         budget: memory and dispatches.
         stop: becomes true when training shall end.
+        times: of the stage that this is; receives the parts data, updates, evaluation and checkpoints.
         title: begins every line of progress.
         key_of: by a key of ``config``, that by which the user sets it; for settings that would need less memory.
 
@@ -95,8 +100,9 @@ def train_replicas(
             much.
         Stopped: a signal came; everything done is saved.
     """
-    input_pipeline.check(dataset, config)
-    trainer = _Trainer(config, dataset, budget, stop, key_of)
+    with times.part("data"):
+        input_pipeline.check(dataset, config)
+        trainer = _Trainer(config, dataset, budget, stop, times, key_of)
     count = len(varied["seed"])
     with explained_by(trainer.memory_details, what=f"the replicas of {title!r}"):
         sizes = trainer.group_sizes(varied, folder)
@@ -119,9 +125,15 @@ class _Trainer:
     """What all groups share: the data on the devices, the evaluator."""
 
     def __init__(
-        self, config: Config, dataset: Dataset, budget: Budget, stop: StopRequest, key_of: Callable[[str], str]
+        self,
+        config: Config,
+        dataset: Dataset,
+        budget: Budget,
+        stop: StopRequest,
+        times: PartTimes,
+        key_of: Callable[[str], str],
     ) -> None:
-        self._config, self._dataset, self._budget, self._stop = config, dataset, budget, stop
+        self._config, self._dataset, self._budget, self._stop, self._times = config, dataset, budget, stop, times
         self._key_of = key_of
         self._split = dataset.split(*config.data.train_splits)
         self._tasks = tasks_of(config, dataset)
@@ -161,7 +173,7 @@ class _Trainer:
                 )
             self._predicted_bytes = saved["predicted_bytes"]
             return list(saved["sizes"])
-        limit = self._budget.memory_limit_bytes or _memory_of_a_device()
+        limit = self._budget.memory_limit_bytes or memory_of_a_device()
         size = count
         while True:
             replicas = self._replicas(_padded(varied, slice(0, size), _mesh_for(size).size), _mesh_for(size))
@@ -200,40 +212,52 @@ class _Trainer:
         count, mesh = len(varied["seed"]), _mesh_for(len(varied["seed"]))
         replicas = self._replicas(_padded(varied, slice(None), mesh.size), mesh)
         evaluator = Evaluator(build_model_for(self._config, self._tasks), self._config, self._dataset, mesh)
-        table: DeviceSplit = jax.device_put(self._host_table, replicated(mesh))
-        with closing(ReplicaCheckpointer(folder)) as checkpointer:
+        times = self._times
+        with times.part("data"):
+            table: DeviceSplit = jax.device_put(self._host_table, replicated(mesh))
+        checkpointer = ReplicaCheckpointer(folder)
+        try:
             state = replicas.initial_state(self._statistics, initial_encoders(self._config.model))
             best = jax.tree.map(jnp.copy, state.train.variables)
             progress, step = ReplicaProgress.fresh(count), 0
             if checkpointer.latest_step is not None:
-                state, best, saved = checkpointer.restore(*(_shapes(tree) for tree in (state, best)))
+                with times.part("checkpoints"):
+                    state, best, saved = checkpointer.restore(*(_shapes(tree) for tree in (state, best)))
                 progress, step = ReplicaProgress(**saved), checkpointer.latest_step
             if step < replicas.num_steps:
                 print(f"{title}: from update {step} of {replicas.num_steps}", flush=True)
-            clock = DispatchClock()
+            clock, saved_at = DispatchClock(), time.monotonic()
             while step < replicas.num_steps and bool(jax.device_get(state.is_active)[:count].any()):
                 stop_step = self._next_evaluation(step, replicas.num_steps)
-                state, loss = self._advance(replicas, state, table, step, stop_step, clock)
+                with times.part("updates"):
+                    state, loss = self._advance(replicas, state, table, step, stop_step, clock)
                 step = stop_step
-                splits = self._config.data.validation_splits
-                figures = evaluator.measure_replicas(state.train.variables, splits)[:count]
+                with times.part("evaluation"):
+                    splits = self._config.data.validation_splits
+                    figures = evaluator.measure_replicas(state.train.variables, splits)[:count]
                 is_active = jax.device_get(state.is_active)[:count]
                 is_better, goes_on = self._note(progress, step, figures, loss[:count], is_active)
                 best = _keep_best(best, state.train.variables, _on_replicas(is_better, mesh))
                 state = ReplicaState(train=state.train, is_active=_on_replicas(goes_on, mesh))
                 progress.updates_per_second = clock.rate(count)
-                checkpointer.save(step, state, best, asdict(progress))
+                # Asked once: a signal that comes later ends the training only after the next evaluation.
+                is_stopped, is_last = bool(self._stop), step == replicas.num_steps or not any(goes_on)
+                if is_stopped or is_last or time.monotonic() - saved_at >= _SAVE_EVERY_SECONDS:
+                    with times.part("checkpoints"):
+                        checkpointer.save(step, state, best, asdict(progress))
+                    saved_at = time.monotonic()
+                times.save()
                 self._tell(title, progress, step, replicas.num_steps, clock)
-                self._stop.check()
+                if is_stopped:
+                    self._stop.check()
             variables: Variables = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], jax.device_get(best))
+        finally:
+            with times.part("checkpoints"):
+                checkpointer.close()
         return variables, progress
 
     def memory_details(self) -> list[str]:
-        """What the replicas of the last program need of each device, and which settings would need less.
-
-        Raises:
-            InputError: no program was made yet.
-        """
+        """What the replicas of the last program need of each device, and which settings would need less."""
         if self._last is None:
             raise InputError("no replicas were made yet")
         varied, last = self._last
@@ -243,7 +267,7 @@ class _Trainer:
             mesh, part = last.mesh, {key: values[:count] for key, values in varied.items()}
             tasks = tasks_of(config, self._dataset)
             replicas = Replicas(config, part, tasks, self._split, mesh, self._class_weights)
-            return replicas, self._table_shapes(mesh, config)
+            return replicas, table_shapes(self._host_table, self._split, config, mesh)
 
         return replica_memory_lines(
             self._config,
@@ -256,26 +280,14 @@ class _Trainer:
         )
 
     def _peak_bytes(self, replicas: Replicas) -> int:
-        return replicas.peak_bytes(self._table_shapes(replicas.mesh, self._config), self._budget.updates_per_dispatch)
+        table = table_shapes(self._host_table, self._split, self._config, replicas.mesh)
+        return replicas.peak_bytes(table, self._budget.updates_per_dispatch)
 
     def _replicas(self, varied: dict[str, list[int | float]], mesh: Mesh) -> Replicas:
         """Replicas with their programs: those of the last call, if they are the same."""
         if self._last is None or self._last[0] != varied:
             self._last = varied, Replicas(self._config, varied, self._tasks, self._split, mesh, self._class_weights)
         return self._last[1]
-
-    def _table_shapes(self, mesh: Mesh, config: Config) -> DeviceSplit:
-        """The records on the devices, cut at the configuration's longest lengths."""
-
-        def shape(leaf: np.ndarray, num_rows: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((num_rows, *leaf.shape[1:]), leaf.dtype, sharding=replicated(mesh))
-
-        tokens = {}
-        for name, leaf in self._host_table.tokens.items():
-            lengths = np.minimum(self._split.lengths(name), getattr(config.data.max_tokens, name)[-1])
-            tokens[name] = shape(leaf, max(1, int(lengths.sum())))
-        records = jax.tree.map(lambda leaf: shape(leaf, len(leaf)), self._host_table.records)
-        return DeviceSplit(tokens=tokens, records=records)
 
     def _next_evaluation(self, step: int, num_steps: int) -> int:
         """The update after which ``evaluate_every_epochs`` more passes are complete, as in ``training.py``."""
@@ -386,14 +398,3 @@ def _padded(varied: Mapping[str, Sequence[int | float]], part: slice, multiple: 
     chosen = {key: list(values[part]) for key, values in varied.items()}
     missing = -len(chosen["seed"]) % multiple
     return {key: values + values[-1:] * missing for key, values in chosen.items()}
-
-
-def _memory_of_a_device() -> int:
-    """Bytes that a device offers; of the host's memory its share, where the devices are the host's."""
-    device: Any = jax.devices()[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return 1024 * available // jax.device_count()

@@ -21,6 +21,7 @@ from mmei_jax.config import Config, parse
 from mmei_jax.item_words import open_dataset
 from mmei_jax.metrics import is_smaller_better
 from mmei_jax.origin import describe_origin
+from mmei_jax.part_times import PartTimes, by_part
 from mmei_jax.records import Dataset
 from mmei_jax.replica_training import Budget, ReplicaResult, train_replicas
 from mmei_jax.replicas import replace_key
@@ -146,7 +147,9 @@ def _train_row(
     if (folder / "replicas.json").exists():
         print(f"{name}: trained before", flush=True)
         return
-    dataset = open_dataset(config)
+    times = PartTimes(folder / "times.json")
+    with times.stage("start"), times.part("data"):
+        dataset = open_dataset(config)
     budget = Budget(table.updates_per_dispatch, int(table.memory_limit_gib * 2**30))
     chosen: dict[str, float] = {}
     points = search_points(table.search)
@@ -155,16 +158,21 @@ def _train_row(
             shorter = replace(config, train=replace(config.train, num_epochs=table.search.num_epochs))
             varied: dict[str, list[float]] = {key: [point[key] for point in points] for key in points[0]}
             varied["seed"] = [table.search.seed] * len(points)
-            found = train_replicas(
-                shorter, varied, dataset, folder / "search", budget, stop, title=f"{name}, search", key_of=key_of
-            )
+            with times.stage("search"):
+                title = f"{name}, search"
+                found = train_replicas(
+                    shorter, varied, dataset, folder / "search", budget, stop, times, title=title, key_of=key_of
+                )
             write_json(folder / "search.json", _search_summary(shorter, table.search.seed, points, found))
             shutil.rmtree(folder / "search")
         chosen = read_json(folder / "search.json")["chosen"]
     for key, value in chosen.items():
         config = replace_key(config, key, value)
     seeds = [config.seed + index for index in range(table.num_seeds)]
-    found = train_replicas(config, {"seed": seeds}, dataset, folder / "seeds", budget, stop, title=name, key_of=key_of)
+    with times.stage("seeds"):
+        found = train_replicas(
+            config, {"seed": seeds}, dataset, folder / "seeds", budget, stop, times, title=name, key_of=key_of
+        )
     if any(value is None for value in found.progress.best_values):
         diverged = [seed for seed, value in zip(seeds, found.progress.best_values, strict=True) if value is None]
         raise InputError(f"row {name!r}: the loss of seeds {diverged} was not finite before their first evaluation")
@@ -191,6 +199,9 @@ def _train_row(
         },
     )
     shutil.rmtree(folder / "seeds")
+    parts = by_part(times.seconds)
+    told = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in parts.items())
+    print(f"{name}: trained in {sum(parts.values()):.0f} s: {told}", flush=True)
 
 
 def _search_summary(config: Config, seed: int, points: list[dict[str, float]], found: ReplicaResult) -> dict[str, Any]:

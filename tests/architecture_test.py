@@ -22,12 +22,15 @@ PACKAGE = ROOT / "mmei_jax"
 
 # Levels from the bottom up; within a level, groups. Names are relative to mmei_jax.
 LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("types", "config", "config_values", "pretraining_config", "command", "fingerprints"), ("activations",)),
+    (
+        ("types", "config", "config_values", "data_config", "pretraining_config", "command", "fingerprints"),
+        ("activations",),
+    ),
     (
         ("bin_packing",),
         ("compilation_cache",),
         ("compilations",),
-        ("workdir",),
+        ("workdir", "part_times"),
         ("host_memory",),
         ("environment",),
         ("encoders.transformer",),
@@ -112,7 +115,10 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.table_sections",
             "reports.evaluated_table",
             "reports.paper_table",
+            "reports.main_table",
+            "reports.table_lines",
             "reports.paired_resampling",
+            "reports.paired_seeds",
             "reports.claims",
             "reports.further_claims",
             "reports.feedback_figure",
@@ -127,6 +133,7 @@ LEVELS: tuple[tuple[tuple[str, ...], ...], ...] = (
             "reports.calibration",
             "reports.result_figures",
             "reports.training_figures",
+            "reports.training_times",
             "reports.drawing",
             "reports.page",
             "reports.tables",

@@ -127,6 +127,43 @@ def test_bytes_of_types(shape, expected):
     assert array_bytes(shape) == expected
 
 
+# As the compiler for TPUs sends one array step by step in other operations; a second chain has another number.
+CHAINED = """\
+HloModule jit_step, is_scheduled=true, num_partitions=4
+
+%begin (p: f32[2,8]) -> (f32[2,8], f32[8,8]) {
+  %p = f32[2,8]{1,0} parameter(0)
+  %gather.1 = f32[8,8]{1,0} all-gather(%p), channel_id=3, GROUPS, frontend_attributes={chain_id="0"}
+  ROOT %start = (f32[2,8]{1,0}, f32[8,8]{1,0}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%step (q: f32[2,8], r: f32[4]) -> (f32[4], f32[2,8]) {
+  %q = f32[2,8]{1,0} parameter(0)
+  %r = f32[4]{0} parameter(1)
+  %gather.2 = f32[8,8]{1,0} all-gather(%q), channel_id=3, GROUPS, frontend_attributes={chain_id="0"}
+  %gather.3 = f32[8,8]{1,0} all-gather(%q), channel_id=5, GROUPS, frontend_attributes={chain_id="1"}
+  ROOT %both = (f32[4]{0}, f32[2,8]{1,0}) tuple(%r, %q)
+}
+
+ENTRY %main (x: f32[2,8], y: f32[4]) -> f32[4] {
+  %x = f32[2,8]{1,0} parameter(0)
+  %y = f32[4]{0} parameter(1)
+  %first = (f32[2,8]{1,0}, f32[8,8]{1,0}) fusion(%x), kind=kCustom, calls=%begin
+  %second = (f32[4]{0}, f32[2,8]{1,0}) fusion(%x, %y), kind=kOutput, calls=%step
+  ROOT %out = f32[4]{0} get-tuple-element(%second), index=0
+}
+""".replace("GROUPS", "replica_groups={{0,1,2,3}}, dimensions={0}")
+
+
+def test_a_collective_that_other_operations_take_along_step_by_step_counts_once():
+    found = read_collectives(CHAINED)
+
+    assert [(one.name, one.num_bytes, one.num_calls, one.is_async) for one in found] == [
+        ("gather.1", 256, 1, True),
+        ("gather.3", 256, 1, True),
+    ]
+
+
 def test_other_texts_are_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         read_collectives("module @jit_step {\n}\n")

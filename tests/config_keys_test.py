@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from mmei_jax import config as config_module
-from mmei_jax import pretraining_config
-from mmei_jax.config import MaxTokens
+from mmei_jax import data_config, pretraining_config
+from mmei_jax.data_config import MaxTokens
 from mmei_jax.item_words import read_words
 from mmei_jax.optimizer import make_schedule
 from mmei_jax.raw_inputs import raw_encoding
@@ -19,9 +19,10 @@ from mmei_jax.types import InputError, TrainState
 from mmei_jax.warm_start import with_initial_parameters
 from tests import random_encoders, tiny
 
-GROUPS = [value for value in vars(config_module).values() if dataclasses.is_dataclass(value)]
+MODULES = (config_module, data_config, pretraining_config)
+GROUPS = {value for module in MODULES for value in vars(module).values() if dataclasses.is_dataclass(value)}
 # Converting a configuration, comparing and hashing it read every key without using any.
-NOT_A_USE = (config_module.__file__, pretraining_config.__file__, dataclasses.__file__, "<string>")
+NOT_A_USE = (*(module.__file__ for module in MODULES), dataclasses.__file__, "<string>")
 
 
 def test_every_key_is_read_outside_the_configuration_itself(data, tmp_path, monkeypatch):

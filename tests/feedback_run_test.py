@@ -300,6 +300,25 @@ def test_changed_pools_are_refused(trained, finished, tmp_path):
             load_pools(tmp_path / "loop")
 
 
+def test_lost_pools_are_told_and_made_again_only_if_they_are_the_same(trained, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "loop")
+    path, told = tmp_path / "loop" / "pool.safetensors", []
+    whole = path.read_bytes()
+    path.unlink()
+    run_loop(make_config(trained), tmp_path / "loop", command="", tell=told.append)
+    assert "pool: its file was missing and is made again, the same as pool.json notes" in told
+    assert path.read_bytes() == whole
+    path.unlink()
+    noted = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**noted, "pool_sha256": "0" * 64}))
+    message = (
+        f"{path}: missing, and made again from {trained} it has SHA-256 {noted['pool_sha256'][:16]}..., pool.json "
+    )
+    with pytest.raises(InputError, match=re.escape(f"{message}says {'0' * 16}...; expected the run and the data")):
+        run_loop(make_config(trained), tmp_path / "loop", command="")
+    assert not path.exists()
+
+
 def test_embeddings_are_those_of_eq_7(trained):
     """Against the ranking that the evaluation writes."""
     best_run = open_best_run(trained)

@@ -24,18 +24,19 @@ def test_torch_peer_answers_as_the_exported_program_does():
             np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_percentile_is_that_of_the_requests(monkeypatch):
+def test_percentiles_are_those_of_the_requests(monkeypatch):
     clock = iter(np.cumsum([0.0, *[duration for seconds in range(1, 101) for duration in (seconds, 0.0)]]))
     monkeypatch.setattr(serving.time, "perf_counter", lambda: next(clock))
-    case = serving.ServingCase(TINY, 95, num_requests=100)
+    case = serving.ServingCase(TINY, (50, 95), num_requests=100)
     asked = []
-    assert serving.percentile_of(asked.append, ["a", "b"], case) == pytest.approx(np.percentile(range(1, 101), 95))
+    found = serving.percentiles_of(asked.append, ["a", "b"], case)
+    assert found == pytest.approx(np.percentile(range(1, 101), (50, 95)))
     assert asked == ["a", "b"] * 50
 
 
 def stub_side(case):
     """Stands in for ours."""
-    return rounds.Ready(measure=lambda: 1.0, evidence=np.array([1.0, -2.0]))
+    return rounds.Ready(measure=lambda: np.array([1.0, 2.0]), evidence=np.array([1.0, -2.0]))
 
 
 def perturbed_side(case):
@@ -44,7 +45,7 @@ def perturbed_side(case):
 
 
 def test_ratio_is_refused_when_outputs_differ():
-    case = serving.ServingCase(TINY, 50, num_requests=1, goals={EAGER: 1.0})
+    case = serving.ServingCase(TINY, (50,), num_requests=1, goals={EAGER: 1.0})
     sides = {
         rounds.OURS: "tests.serving_benchmark_test:stub_side",
         EAGER: "tests.serving_benchmark_test:perturbed_side",
@@ -53,7 +54,24 @@ def test_ratio_is_refused_when_outputs_differ():
         serving.measure_case(case, num_rounds=1, sides=sides)
 
 
-def test_every_percentile_of_both_sizes_is_a_case():
-    assert [case.name for case in serving.CASES] == [
-        f"cpu, batch {size}, p{percentile}" for size in (1, 32) for percentile in (50, 95, 99)
+def slower_side(case):
+    """Answers the same, later."""
+    return rounds.Ready(measure=lambda: np.array([3.0, 5.0]), evidence=np.array([1.0, -2.0]))
+
+
+def test_every_percentile_is_compared_with_the_same_of_each_peer():
+    case = serving.ServingCase(TINY, (50, 99), num_requests=1, goals={EAGER: 1.0})
+    sides = {
+        rounds.OURS: "tests.serving_benchmark_test:stub_side",
+        EAGER: "tests.serving_benchmark_test:slower_side",
+    }
+    entries = serving.measure_case(case, num_rounds=1, sides=sides, is_quick=True)
+
+    assert [entry["case"].rpartition(", ")[2] for entry in entries] == ["p50", "p99"]
+    assert [entry["ratio_range"] for entry in entries] == [[3.0, 3.0], [2.5, 2.5]]
+
+
+def test_requests_of_one_and_of_32_records_are_measured_at_three_percentiles():
+    assert [(case.name, case.percentiles) for case in serving.CASES] == [
+        (f"cpu, batch {size}", (50, 95, 99)) for size in (1, 32)
     ]

@@ -12,20 +12,24 @@ import ml_collections
 import numpy as np
 import pytest
 import sklearn.metrics
+from scipy import stats
 
 from configs import table1_small
 from mmei_jax import command, replica_training
 from mmei_jax.evaluation import Evaluator
+from mmei_jax.part_times import by_part
+from mmei_jax.part_times import PartTimes
 from mmei_jax.records import Dataset, Producer
 from mmei_jax.reports import table_sections
 from mmei_jax.reports.claims import online_claims
 from mmei_jax.reports.evaluated_table import read_table
+from mmei_jax.reports.main_table import encoders_text, main_section
 from mmei_jax.reports.paired_resampling import ResampledMeans, resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.record_table import read_record_table
 from mmei_jax.reports.resampling import resampling_units
 from mmei_jax.reports.table_report import write_table_report
-from mmei_jax.reports.table_sections import encoders_text, main_section
+from mmei_jax.reports.training_times import times_sections
 from mmei_jax.robustness import measure_robustness
 from mmei_jax.robustness_metrics import Grid
 from mmei_jax.sharding import make_evaluation_mesh
@@ -164,7 +168,7 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     assert "| 0.812 |" in text
     for heading in (
         "Finding",
-        "Table 1",
+        "## A table\n",
         "Against pooled_logistic",
         "Emotion by class",
         "Intent by class",
@@ -180,7 +184,13 @@ def test_report_prints_means_and_deviations_of_the_seeds_and_says_simulated(eval
     assert [(line["row"], line["seed"]) for line in lines] == [(name, str(seed)) for name in order for seed in (0, 1)]
     assert float(lines[0]["emotion/accuracy"]) == rows["text_only"]["metrics"][0]["emotion/accuracy"]
     latex = (folder / "table.tex").read_text()
-    assert latex.count(r"\\") == 1 + len(rows)
+    # A heading, the rows, the ceiling of words alone, that of everything and that of late fusion.
+    assert latex.count(r" \\") == 1 + len(rows) + 3
+    assert latex.count("exact posterior of text alone") == 1
+    assert r"\caption{A table: AIGC-INT-Sim (simulated), test split. Emotion and ranking (simulated), mean" in latex
+    known = Dataset.open(read_row(workdir, "text_only").config.data.path).reference("test")
+    ceiling = cells_of(text, "A table", "*exact posterior of text alone*")
+    assert ceiling[1] == f"{known['emotion/accuracy[text, every record]']:.3f}"
     # The paper's numbers are of its own rows.
     assert "The paper's claims" not in text
     assert not (folder / "claims.md").exists()
@@ -196,11 +206,36 @@ def test_row_without_a_task_has_no_difference_in_it(evaluated):
 
     first, reference = read_table(evaluated[0], "test").rows
     means = {row.name: Means() for row in (first, reference)}
-    _, printed = table_sections.comparison_section([first, reference], reference, means, "", 10).blocks
+    printed = table_sections.comparison_section([first, reference], reference, means, "", 10).blocks[2]
     assert "nan" not in printed
     titles, _, cells = ([part.strip() for part in line.split("|")] for line in printed.splitlines())
     assert cells[titles.index("emotion/accuracy")] == "+0.250 [+0.125, +0.500]"
     assert cells[titles.index("emotion/cross_entropy")] == ""
+
+
+def times_of(workdir, name):
+    return json.loads((workdir / "rows" / name / "times.json").read_text())
+
+
+def test_report_tells_where_the_time_of_each_row_went(evaluated, tmp_path):
+    workdir, folder = evaluated
+    text, total = (folder / "report.md").read_text(), 0.0
+    for name, title in (
+        ("text_only", "text only (the place of Text-BERT)"),
+        ("pooled_logistic", "*logistic regression"),
+    ):
+        times = times_of(workdir, name)
+        assert times.keys() == {"start", "search", "seeds"}
+        parts = by_part(times)
+        assert parts.keys() == {"data", "compilation", "updates", "evaluation", "checkpoints", "other"}
+        cells = cells_of(text, "Time of the training", title)
+        whole = sum(parts.values())
+        assert cells[:2] == [f"{whole:,.1f}", f"{sum(times['search'].values()):,.1f}"]
+        assert sorted(cells[2:]) == sorted(f"{value:,.1f}" for value in parts.values())
+        total += whole
+    assert cells_of(text, "Time of the training", "all rows")[0] == f"{total:,.1f}"
+    # A table that an earlier version trained has no such file.
+    assert times_sections(tmp_path, read_table(workdir, "test").rows) == []
 
 
 def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path, monkeypatch):
@@ -221,7 +256,13 @@ def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
         result = run(values, tmp_path)
     assert (result.stopped_by, result.finished) == ("SIGTERM", ())
     assert (tmp_path / "rows" / "text_only" / "search.json").exists()
+    before = times_of(tmp_path, "text_only")
     assert run(values, tmp_path).finished == ("text_only", "pooled_logistic")
+    after = times_of(tmp_path, "text_only")
+    # The second command's time is added to the first one's; it made no search.
+    assert after["search"] == before["search"]
+    assert after["seeds"]["updates"] > before["seeds"]["updates"] > 0.0
+    assert after["start"]["data"] > before["start"]["data"]
     for name in ("text_only", "pooled_logistic"):
         ours, theirs = read_row(tmp_path, name), read_row(workdir, name)
         assert ours.search == theirs.search
@@ -304,15 +345,15 @@ def test_replicas_that_the_compiler_refuses_train_in_smaller_groups(data, tmp_pa
         return 1
 
     monkeypatch.setattr(replica_training.Replicas, "peak_bytes", peak_bytes)
-    arguments = config, varied, Dataset.open(config.data.path), tmp_path, replica_training.Budget(2, 0), StopRequest()
-    trainer = replica_training._Trainer(config, *arguments[2:3], *arguments[4:], lambda key: key)
+    dataset, budget, stop = Dataset.open(config.data.path), replica_training.Budget(2, 0), StopRequest()
+    times = PartTimes(tmp_path / "times.json")
+    trainer = replica_training._Trainer(config, dataset, budget, stop, times, lambda key: key)
     assert trainer.group_sizes(varied, tmp_path) == [2, 2]
     most[0] = 0
     monkeypatch.setattr(replica_training, "replica_memory_lines", lambda *_, **__: ["what they need"])
-    with pytest.raises(
-        OutOfMemoryError, match=r"does not hold the replicas of 'a row': Ran out of .* space hbm"
-    ) as told:
-        replica_training.train_replicas(*arguments[:3], tmp_path / "other", *arguments[4:], title="a row")
+    message = r"does not hold the replicas of 'a row': Ran out of .* space hbm"
+    with times.stage("seeds"), pytest.raises(OutOfMemoryError, match=message) as told:
+        replica_training.train_replicas(config, varied, dataset, tmp_path / "other", budget, stop, times, title="a row")
     assert told.value.details == ("what they need",)
 
 
@@ -468,7 +509,7 @@ def test_encoders_are_told_by_row_with_their_weights(evaluated):
     text = encoders_text(rows)
     assert "Text-BERT: text by BERT (given weights: google-bert/bert-base-uncased); data set AIGC-INT-Sim" in text
     assert "regression on means*: vision by ViT (random weights, seed 3); data set AIGC-INT-Sim" in text
-    assert encoders_text(rows) in main_section(rows, "").blocks
+    assert encoders_text(rows) in main_section(rows, "Title", "").blocks
 
 
 def cells_of(text, heading, row, table=0):
@@ -476,6 +517,20 @@ def cells_of(text, heading, row, table=0):
     section = text.split(f"## {heading}")[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith(f"| {row} ")]
     return [cell.strip() for cell in lines[table].strip("|").split("|")][1:]
+
+
+def test_report_compares_rows_over_their_seeds(evaluated):
+    workdir, folder = evaluated
+    rows = json.loads((workdir / "eval" / "test.json").read_text())["rows"]
+    ours, other = (
+        np.array([found["emotion/accuracy"] for found in rows[name]["metrics"]])
+        for name in ("text_only", "pooled_logistic")
+    )
+    low, high = stats.ttest_rel(ours, other).confidence_interval(0.95)
+    printed = cells_of(
+        (folder / "report.md").read_text(), "Against pooled_logistic", "text only (the place of Text-BERT)", table=1
+    )
+    assert printed[0] == f"{(ours - other).mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def test_scores_by_class_are_those_of_scikit_learn(evaluated):

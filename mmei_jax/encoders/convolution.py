@@ -1,5 +1,8 @@
 """Convolutions over time or over images, channels last, which XLA computes best."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -43,16 +46,34 @@ class Convolution(nn.Module):
         axes = (*("window",) * num_axes, "input_channels", "channels")
         shape = (*self.kernel_size, x.shape[-1] // self.num_groups, self.num_features)
         kernel = self.param("kernel", with_axes(self.kernel_init, *axes), shape)
-        # Operands and result of one type: the gradient of a convolution knows no other.
-        y = lax.conv_general_dilated(
-            x.astype(self.compute_dtype),
-            kernel.astype(self.compute_dtype),
-            self.strides,
-            self.padding or ((0, 0),) * num_axes,
+        convolve = partial(
+            lax.conv_general_dilated,
+            window_strides=self.strides,
+            padding=self.padding or ((0, 0),) * num_axes,
             dimension_numbers=_LAYOUTS[num_axes],
-            feature_group_count=self.num_groups,
-        ).astype(jnp.float32)
+        )
+        # Operands and result of one type: the gradient of a convolution knows no other.
+        operands = x.astype(self.compute_dtype), kernel.astype(self.compute_dtype)
+        if self.num_groups == 1:
+            y = convolve(*operands)
+        else:
+            y = lax.platform_dependent(
+                *operands,
+                cpu=partial(_group_by_group, convolve, self.num_groups),
+                default=partial(convolve, feature_group_count=self.num_groups),
+            )
+        y = y.astype(jnp.float32)
         if self.use_bias:
             bias = self.param("bias", with_axes(nn.initializers.zeros, "channels"), (self.num_features,))
             y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y
+
+
+def _group_by_group(convolve: Callable[[Array, Array], Array], num_groups: int, x: Array, kernel: Array) -> Array:
+    """The grouped convolution as one convolution for each group.
+
+    XLA's CPU compiler has no fast kernel for the gradient of a grouped one: that of Wav2Vec2's positions took 2.2
+    seconds for two clips of 4 seconds in the place of 0.1.
+    """
+    groups = zip(jnp.split(x, num_groups, axis=-1), jnp.split(kernel, num_groups, axis=-1), strict=True)
+    return jnp.concatenate([convolve(*group) for group in groups], axis=-1)

@@ -25,6 +25,7 @@ from mmei_jax.workdir import read_json, write_bytes, write_json
 _NAME = "pool.safetensors"
 _ROUNDS, _AB = "rounds", "ab"
 _HASH = "pool_sha256"
+_NOTED = "where the pools of a loop are from"
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,31 @@ def _read_split(
     return {"user_embedding": users[kept], **labels}, items
 
 
-def write_pools(workdir: Path, arrays: dict[str, np.ndarray], source: dict[str, Any]) -> None:
+def write_pools(workdir: Path, arrays: dict[str, np.ndarray], source: dict[str, Any]) -> bool:
     """Writes what :func:`read_pools` gave, and their hash; the arrays last, whose file says that all is there.
 
     Args:
         workdir: of the loop.
         arrays: by name.
         source: where they are from.
+
+    Returns:
+        Whether the hash was there already: the arrays were lost, or not written, and are the same again.
+
+    Raises:
+        InputError: they are not the same: rounds that are there were made with others.
     """
     path, content = workdir / _NAME, safetensors.numpy.save(arrays)
-    write_json(path.with_suffix(".json"), {**source, _HASH: hashlib.sha256(content).hexdigest()})
+    noted, sha256 = path.with_suffix(".json"), hashlib.sha256(content).hexdigest()
+    is_known = noted.exists()
+    if is_known and (known := _noted_hash(noted, read_json(noted, _NOTED))) != sha256:
+        raise InputError(
+            f"{path}: missing, and made again from {source['run']} it has SHA-256 {sha256[:16]}..., {noted.name} says "
+            f"{known[:16]}...; expected the run and the data with which this loop began, or another --workdir"
+        )
+    write_json(noted, {**source, _HASH: sha256})
     write_bytes(path, content)
+    return is_known
 
 
 def has_pools(workdir: Path) -> bool:
@@ -155,11 +170,10 @@ def load_pools(workdir: Path) -> Pools:
     """
     path, items, ids = workdir / _NAME, aigc_int_feedback.item_world(), _item_ids()
     noted = path.with_suffix(".json")
-    source = read_json(noted, "where the pools of a loop are from")
-    if not isinstance(source, dict) or not isinstance(source.get(_HASH), str):
-        raise InputError(f"{noted}: expected where the pools of a loop are from, with {_HASH!r} of {path.name}")
+    source = read_json(noted, _NOTED)
+    sha256 = _noted_hash(noted, source)
     try:
-        check_hash(path, source[_HASH], noted.name)
+        check_hash(path, sha256, noted.name)
         arrays = safetensors.numpy.load(path.read_bytes())
         pools = {
             group: Pool(arrays[f"{group}.user_embedding"], arrays["item_embedding"], items.kind, ids)
@@ -169,6 +183,13 @@ def load_pools(workdir: Path) -> Pools:
     except (OSError, KeyError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: expected the pools of a loop: {error}") from error
     return Pools(pools[_ROUNDS], make_world(*labels[_ROUNDS]), pools[_AB], make_world(*labels[_AB]), source)
+
+
+def _noted_hash(path: Path, source: Any) -> str:
+    """The hash that stands in what ``path`` holds."""
+    if not isinstance(source, dict) or not isinstance(source.get(_HASH), str):
+        raise InputError(f"{path}: expected {_NOTED}, with {_HASH!r} of {_NAME}")
+    return str(source[_HASH])
 
 
 def _item_ids() -> tuple[str, ...]:

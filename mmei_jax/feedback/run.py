@@ -97,7 +97,8 @@ def run_loop(
             stop.check()
             # Before the pools: they are of no other configuration's run.
             write_json(workdir / _CONFIG_NAME, config.to_json())
-            write_pools(workdir, *read)
+            if write_pools(workdir, *read):
+                tell("pool: its file was missing and is made again, the same as pool.json notes")
         pools = load_pools(workdir)
         source = pools.source
         tell(

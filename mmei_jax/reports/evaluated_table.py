@@ -64,6 +64,10 @@ class Row:
             return np.array([WeightedMetrics(part)(ones).get(metric, np.nan) for part in self.records])
         return np.array([found.get(metric, np.nan) for found in self.result["metrics"]])
 
+    def by_seed(self, metric: str) -> dict[int, float]:
+        """The metric of each seed, NaN where undefined."""
+        return dict(zip(self.result["seeds"], self.values(metric).tolist(), strict=True))
+
     @property
     def title(self) -> str:
         """As the report calls it, in Markdown."""
@@ -74,6 +78,20 @@ class Row:
     def has(self, task: str) -> bool:
         """Whether it answers a task that has classes."""
         return f"{task}/accuracy" in self.result["metrics"][0]
+
+    def without(self, name: str) -> str:
+        """The key of ``config.loss`` that leaves a task out of its training, such as "intent"; "" where none does.
+
+        Args:
+            name: of the task, or of a metric of it.
+        """
+        task = name.partition("/")[0]
+        key = "intent" if task == "joint" else task
+        return key if getattr(self.config.loss, key) == "none" else ""
+
+    def cell(self, metric: str) -> str:
+        """The metric as :func:`mean_and_deviation`; a dash where the row is trained without the task."""
+        return "–" if self.without(metric) else mean_and_deviation(self.values(metric))
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from mmei_jax.reports import table_sections as sections
 from mmei_jax.reports.claims import Claim
 from mmei_jax.reports.drawing import report_style
 from mmei_jax.reports.evaluated_run import is_simulated
-from mmei_jax.reports.evaluated_table import METRIC_TITLES, Row, mean_and_deviation, read_table
+from mmei_jax.reports.evaluated_table import Row, read_table
 from mmei_jax.reports.further_claims import NUM_RESAMPLES
+from mmei_jax.reports.main_table import main_latex, main_section
 from mmei_jax.reports.page import Picture, Section, to_html, to_markdown
 from mmei_jax.reports.paired_resampling import resample_rows
 from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
 from mmei_jax.reports.report import replace_folder
 from mmei_jax.reports.tables import escaped
+from mmei_jax.reports.training_times import times_sections
 
 
 def write_table_report(
@@ -54,13 +56,14 @@ def write_table_report(
     with report_style():
         parts = [
             sections.finding_section(rows, reference, note),
-            sections.main_section(rows, note),
+            main_section(rows, table.title, note),
             *(sections.task_section(rows, task, note) for task in tasks),
             sections.comparison_section(rows, reference, means, note, num_resamples),
             *(sections.class_section(rows, task, note) for task in ("emotion", "intent") if task in tasks),
             sections.alpha_section(reference, note),
             *sections.robustness_sections(table, note),
             sections.loss_section(reference, note),
+            *times_sections(workdir, rows),
             *ledger,
             sections.search_section(rows),
             Section("How to make it again", ["```bash\n" + command + "\n```"]),
@@ -72,7 +75,7 @@ def write_table_report(
         "report.md": markdown.encode("utf-8"),
         "report.html": to_html(markdown, pictures).encode("utf-8"),
         "table.csv": _csv(rows).encode("utf-8"),
-        "table.tex": _latex(rows, note).encode("utf-8"),
+        "table.tex": main_latex(rows, table.title, data, note).encode("utf-8"),
         **pictures,
     }
     if ledger:
@@ -100,21 +103,3 @@ def _csv(rows: list[Row]) -> str:
     for row, seed, found in lines:
         writer.writerow([row, seed, *(repr(found[name]) if name in found else "" for name in names)])
     return text.getvalue()
-
-
-def _latex(rows: list[Row], note: str) -> str:
-    """The main table, for a paper."""
-    titles = " & ".join(METRIC_TITLES[metric.partition("/")[2]] for metric in PAPER_METRICS)
-    told = sections.encoders_text(rows).replace("`", "")
-    lines = [
-        f"% Mean and standard deviation over seeds{note}.",
-        *([f"% {told}"] if told else []),
-        r"\begin{tabular}{l" + "r" * len(PAPER_METRICS) + "}",
-        r"\hline",
-        f"Model & {titles} " + r"\\",
-        r"\hline",
-    ]
-    for row in rows:
-        cells = " & ".join(mean_and_deviation(row.values(metric)).replace("±", r"$\pm$") for metric in PAPER_METRICS)
-        lines.append(f"{row.title.strip('*').replace('_', chr(92) + '_')} & {cells} " + r"\\")
-    return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])

@@ -6,30 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from mmei_jax.record_schema import RANDOM_WEIGHTS, Producer
 from mmei_jax.records import Dataset
 from mmei_jax.reports.claims import Claim, claims_table, table_claims
 from mmei_jax.reports.drawing import to_png
-from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, encoder_kind, mean_and_deviation
+from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, mean_and_deviation
 from mmei_jax.reports.page import Picture, Section
 from mmei_jax.reports.paired_resampling import ResampledMeans
-from mmei_jax.reports.paper_table import PAPER_METRICS, PAPER_TABLE
+from mmei_jax.reports.paired_seeds import difference_over_seeds
 from mmei_jax.reports.record_table import TaskRecords
+from mmei_jax.reports.table_lines import absence_lines, row_ceiling, table_ceilings
 from mmei_jax.reports.tables import escaped, markdown_table
 from mmei_jax.reports.training_figures import loss_figure
 from mmei_jax.types import MODALITIES
 
 _TASK_METRICS = ("accuracy", "macro_precision", "macro_recall", "f1_of_macro", "macro_f1", "weighted_f1")
 _AXES = ("missing", "noise", "both")
-# Networks that extraction runs, by the names that manifests have for them.
-ENCODER_TITLES: Mapping[str, str] = {
-    "bert": "BERT",
-    "vit": "ViT",
-    "wav2vec2": "Wav2Vec2",
-    "resnet": "ResNet",
-    "audio_cnn": "Audio-CNN",
-}
-COMPARED = ("emotion/accuracy", "emotion/f1_of_macro", "emotion/cross_entropy", "ranking/map", "ranking/ndcg@10")
+COMPARED = (
+    "emotion/accuracy",
+    "emotion/f1_of_macro",
+    "emotion/cross_entropy",
+    "intent/accuracy",
+    "ranking/map",
+    "ranking/ndcg@10",
+)
 
 
 def finding_section(rows: list[Row], reference: Row, note: str) -> Section:
@@ -55,100 +54,77 @@ def finding_section(rows: list[Row], reference: Row, note: str) -> Section:
     return Section("Finding", [" ".join(lines)])
 
 
-def main_section(rows: list[Row], note: str) -> Section:
-    """The paper's Table 1: ours and the paper's figures side by side, and the exact ceilings below."""
-    measured = [metric for metric in PAPER_METRICS if any(np.isfinite(row.values(metric)).any() for row in rows)]
-    titles = ["row", "parameters"]
-    for metric in measured:
-        short = METRIC_TITLES[metric.partition("/")[2]]
-        titles += [short, f"{short}, paper"]
-    cells = []
-    for row in rows:
-        line = [row.title, f"{row.result['num_parameters']:,}"]
-        paper = PAPER_TABLE.get(row.name, {})
-        for metric in measured:
-            line += [mean_and_deviation(row.values(metric)), f"{paper[metric]:.3f}" if metric in paper else ""]
-        cells.append(line)
-    for title, suffix in (("exact posterior", ""), ("product of the unimodal posteriors", "[late_fusion]")):
-        known = rows[0].result["reference"]
-        if f"emotion/accuracy{suffix}" in known:
-            line = [f"*{title}*", ""]
-            for metric in measured:
-                line += [f"{known[metric + suffix]:.3f}" if metric + suffix in known else "", ""]
-            cells.append(line)
-    has_ranking = any(metric.startswith("ranking/") for metric in measured)
-    what, catalogue = ("Emotion and ranking", "; ranking is of the whole catalogue") if has_ranking else ("Emotion", "")
-    text = (
-        f"{what}{note}, mean ± standard deviation over seeds. P and R are macro averages, F1 is their harmonic mean, "
-        f"as in the paper's table{catalogue}. The paper's figures are of a data set that was not published: they stand "
-        "beside ours for the order and the gaps, not for the level."
-    )
-    told = encoders_text(rows)
-    return Section("Table 1", [text, *([told] if told else []), markdown_table(titles, cells)])
-
-
-def encoders_text(rows: list[Row]) -> str:
-    """Which encoders made what the rows read, and whether their weights are random; "" where no manifest names any."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for row in rows:
-        told = [
-            f"{modality} by {_encoder(producer)}" for modality, producer in row.producers.items() if _encoder(producer)
-        ]
-        if told:
-            groups.setdefault((row.config.data.path, row.dataset_name, *told), []).append(row.title)
-    parts = [
-        f"{', '.join(titles)}: {', '.join(told)}; data set {escaped(name)} in `{path}`"
-        for (path, name, *told), titles in groups.items()
-    ]
-    return f"Encoders of the features, by row. {'. '.join(parts)}." if parts else ""
-
-
-def _encoder(producer: Producer) -> str:
-    """An encoder and its weights, in words; "" where they are not known to be a network's."""
-    kind = encoder_kind(producer)
-    if kind not in ENCODER_TITLES:
-        return ""
-    source = (producer.encoder or "").partition(" ")[2]
-    weights = source if source.startswith(RANDOM_WEIGHTS) else f"given weights: {escaped(source)}"
-    return f"{ENCODER_TITLES[kind]} ({weights})"
-
-
 def task_section(rows: list[Row], task: str, note: str) -> Section:
-    """All metrics of one task, with calibration, and the exact posterior's."""
+    """All metrics of one task, with calibration, and the exact posteriors'."""
     metrics = [f"{task}/{name}" for name in (*_TASK_METRICS, "cross_entropy", "ece")]
     metrics = [name for name in metrics if any(np.isfinite(row.values(name)).any() for row in rows)]
+    lines = []
+    for row in rows:
+        lines += [(row.title, [row.cell(name) for name in metrics]), *row_ceiling(row, metrics)]
+    lines += table_ceilings(rows[0].result["reference"], metrics)
     titles = ["row", *(METRIC_TITLES[name.partition("/")[2]] for name in metrics)]
-    cells = [[row.title, *(mean_and_deviation(row.values(name)) for name in metrics)] for row in rows]
-    known = rows[0].result["reference"]
-    if f"{task}/accuracy" in known:
-        cells.append(["*exact posterior*", *(f"{known[name]:.3f}" if name in known else "" for name in metrics)])
-    return Section(f"{task.capitalize()}{note}", [markdown_table(titles, cells)])
+    table = markdown_table(titles, [[title, *cells] for title, cells in lines])
+    return Section(f"{task.capitalize()}{note}", [table, *absence_lines(rows, metrics)])
 
 
 def comparison_section(
     rows: list[Row], reference: Row, means: Mapping[str, ResampledMeans], note: str, num_resamples: int
 ) -> Section:
-    """Each row minus the reference, with paired intervals."""
-    metrics = [name for name in COMPARED if np.isfinite(reference.values(name)).all()]
-    titles = ["row", *metrics]
+    """Each row minus the reference, with an interval for other records and one for other seeds."""
+    metrics = [name for name in COMPARED if np.isfinite(reference.values(name)).any()]
     cells = []
     for row in rows:
         if row is reference:
             continue
-        found = [means[row.name].difference(means[reference.name], name) for name in metrics]
-        # A row without the task has no difference.
-        cells.append([row.title, *(_with_interval(part) if np.isfinite(part).all() else "" for part in found)])
+        found = {name: means[row.name].difference(means[reference.name], name) for name in metrics}
+        # A row without the task has no difference, nor has a metric that some seed lacks.
+        printed = {name: _with_interval(*part) if np.isfinite(part).all() else "" for name, part in found.items()}
+        cells.append([row.title, *("–" if row.without(name) else cell for name, cell in printed.items())])
     text = (
-        f"Each row minus {reference.title}{note}, with the 95 % interval of a paired bootstrap of {num_resamples} "
-        "draws: the same records, or users, drawn anew for all seeds of both rows. An interval without 0 is a "
-        "difference that other records would show too."
+        f"Each row minus {reference.title}{note}, with two 95 % intervals, each of one kind of chance and blind to the "
+        "other. About one interval in twenty leaves out 0 by chance alone."
     )
-    return Section(f"Against {reference.name}", [text, markdown_table(titles, cells)])
+    over_records = (
+        f"**Other records, these trained models**: a paired bootstrap of {num_resamples} draws, the same records, or "
+        "users, drawn anew for all seeds of both rows. An interval without 0 is a difference that other records would "
+        "show too."
+    )
+    over_seeds = (
+        "**Other seeds, these records**: Student's t of the differences seed by seed, over the seeds that both rows "
+        "have; one alone gives no interval. An interval without 0 is a difference that training again from other seeds "
+        "would show too."
+    )
+    titles = ["row", *metrics]
+    tables = [over_records, markdown_table(titles, cells), over_seeds, seeds_table(rows, reference, metrics)]
+    return Section(f"Against {reference.name}", [text, *tables, *absence_lines(rows, metrics)])
+
+
+def seeds_table(rows: list[Row], reference: Row, metrics: Sequence[str]) -> str:
+    """Each row minus the reference over the seeds of both; a cell says so where some seed of the reference is not."""
+    cells = [
+        [row.title, *(_seeds_cell(row, reference, name) for name in metrics)] for row in rows if row is not reference
+    ]
+    return markdown_table(["row", *metrics], cells)
+
+
+def _seeds_cell(row: Row, reference: Row, metric: str) -> str:
+    if row.without(metric):
+        return "–"
+    if not np.isfinite(row.values(metric)).any():
+        return ""
+    found = difference_over_seeds(row.by_seed(metric), reference.by_seed(metric))
+    if not found.num_seeds:
+        return "no seed in common"
+    is_alone = found.num_seeds == 1
+    text = f"{found.value:+.3f}" if is_alone else _with_interval(found.value, found.low, found.high)
+    is_whole = found.num_seeds == len(reference.result["seeds"])
+    return text if is_whole else f"{text} ({found.num_seeds} seed{'' if is_alone else 's'})"
 
 
 def class_section(rows: list[Row], task: str, note: str) -> Section:
     """F1 of every class in every row."""
-    known = _task_records(rows[0], task)[0]
+    parts = [_task_records(row, task) for row in rows]
+    known = next(found[0] for found in parts if found)
     labels = known.label[known.is_labelled]
     if known.kind == "softmax":
         counts = np.bincount(labels.astype(np.int64), minlength=len(known.class_names))
@@ -156,11 +132,14 @@ def class_section(rows: list[Row], task: str, note: str) -> Section:
         counts = (labels > 0.5).sum(axis=0)
     titles = ["row", *(f"{escaped(name)} ({count:,})" for name, count in zip(known.class_names, counts, strict=True))]
     cells = []
-    for row in rows:
-        scores = np.array([_f1_of_classes(part) for part in _task_records(row, task)])
-        cells.append([row.title, *(mean_and_deviation(column) for column in scores.T)])
+    for row, found in zip(rows, parts, strict=True):
+        if found:
+            scores = np.array([_f1_of_classes(part) for part in found])
+            cells.append([row.title, *map(mean_and_deviation, scores.T)])
+        else:
+            cells.append([row.title, *["–"] * len(known.class_names)])
     text = f"F1 of each {task}{note}, mean ± standard deviation over seeds; in brackets the records that have it."
-    return Section(f"{task.capitalize()} by class", [text, markdown_table(titles, cells)])
+    return Section(f"{task.capitalize()} by class", [text, markdown_table(titles, cells), *absence_lines(rows, [task])])
 
 
 def _task_records(row: Row, task: str) -> list[TaskRecords]:
@@ -304,7 +283,8 @@ def claims_section(
     text = (
         f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
         "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size, or the paper gives no "
-        "size."
+        "size. Doubt is that of other records, with these trained models: what other seeds would show is told where "
+        "rows are compared."
     )
     return Section("The paper's claims", [text, claims_table(claims)])
 
@@ -338,5 +318,5 @@ def search_section(rows: list[Row]) -> Section:
     return Section("Search on the validation splits", blocks or ["No search: the configuration names none."])
 
 
-def _with_interval(found: tuple[float, float, float]) -> str:
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*found)
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
