@@ -17,8 +17,7 @@ from scipy import stats
 from configs import table1_small
 from mmei_jax import command, replica_training
 from mmei_jax.evaluation import Evaluator
-from mmei_jax.part_times import by_part
-from mmei_jax.part_times import PartTimes
+from mmei_jax.part_times import PartTimes, by_part
 from mmei_jax.records import Dataset, Producer
 from mmei_jax.reports import table_sections
 from mmei_jax.reports.claims import online_claims

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mmei_jax.records import Dataset
-from mmei_jax.reports.claims import Claim, claims_table, table_claims
+from mmei_jax.reports.claims import GAINED_METRICS, Claim, claims_table, table_claims
 from mmei_jax.reports.drawing import to_png
 from mmei_jax.reports.evaluated_table import METRIC_TITLES, EvaluatedTable, Row, mean_and_deviation
 from mmei_jax.reports.page import Picture, Section
@@ -279,12 +279,13 @@ def claims_section(
     """Every number of the paper beside ours, with a verdict; ``further`` claims are those that no table answers."""
     last = [loss for group in reference.training["history"] for loss in _last_losses(group["evaluations"])]
     titles = {row.name: row.title for row in rows}
-    claims = [*table_claims(means, float(np.nanmean(last)), titles), *further]
+    seeds = {row.name: {metric: row.by_seed(metric) for metric in GAINED_METRICS} for row in rows}
+    claims = [*table_claims(means, seeds, float(np.nanmean(last)), titles), *further]
     text = (
         f"Every number that the paper gives, beside ours{note}. *Reproduced*: the paper's number lies in our interval, "
         "and a difference has its sign beyond doubt. *Direction only*: the sign, not the size, or the paper gives no "
-        "size. Doubt is that of other records, with these trained models: what other seeds would show is told where "
-        "rows are compared."
+        "size. A difference of rows is beyond doubt where both intervals say so: that of other records, with these "
+        "trained models, and that of other seeds, on these records. A level has the former alone."
     )
     return Section("The paper's claims", [text, claims_table(claims)])
 
