@@ -67,7 +67,8 @@ class Collective:
 def read_collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program; those of one device alone are left out.
 
-    A computation that is called from several places counts at each. All branches of a condition count.
+    A computation that is called from several places counts at each, a chain at its first step. All branches of a
+    condition count.
 
     Args:
         text: of ``compiled.as_text()``.

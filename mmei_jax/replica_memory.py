@@ -93,7 +93,8 @@ def replica_memory_lines(
     fewer = max(1, num_replicas // replicas.mesh.size // 2) * replicas.mesh.size
     if fewer < num_replicas:
         other = sum(estimate_replicas(*build(config, fewer), updates_per_dispatch).values())
-        limit = (predicted_bytes or total) * other / total / usable_share
+        # Half-way to what all of them need: the estimate's share need not be the compiler's.
+        limit = (predicted_bytes or total) * 0.5 * (other / total + 1.0) / usable_share
         note = f"the same numbers, about {fewer} replicas at once"
         consider({"table.memory_limit_gib": f"{limit / 2**30:.3g}"}, note, other)
     if updates_per_dispatch > 1:

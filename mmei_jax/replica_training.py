@@ -177,8 +177,7 @@ class _Trainer:
         size = count
         while True:
             replicas = self._replicas(_padded(varied, slice(0, size), _mesh_for(size).size), _mesh_for(size))
-            # One on each device.
-            fewest = replicas.mesh.size
+            fewest = replicas.mesh.size  # One on each device.
             told = f"{folder}: {size} replicas on {fewest} device(s)"
             try:
                 self._predicted_bytes = bytes_needed = self._peak_bytes(replicas)
@@ -200,9 +199,10 @@ class _Trainer:
                     details_or_why_not(self.memory_details),
                 )
             size = max(fewest, min(size - 1, int(size * _USABLE_MEMORY * limit / bytes_needed)))
-        num_groups = -(-count // size)
-        sizes = [len(part) for part in np.array_split(np.arange(count), num_groups)]
-        write_json(path, {"sizes": sizes, "identity": identity, "predicted_bytes": bytes_needed})
+        sizes = [len(part) for part in np.array_split(np.arange(count), -(-count // size))]
+        # Of the largest group, which may be smaller than what was predicted for.
+        self._predicted_bytes = bytes_needed * max(sizes) // size
+        write_json(path, {"sizes": sizes, "identity": identity, "predicted_bytes": self._predicted_bytes})
         return sizes
 
     def train(

@@ -147,6 +147,8 @@ def _train_row(
     if (folder / "replicas.json").exists():
         print(f"{name}: trained before", flush=True)
         return
+    # A signal may have come since the last row's last evaluation.
+    stop.check()
     times = PartTimes(folder / "times.json")
     with times.stage("start"), times.part("data"):
         dataset = open_dataset(config)
@@ -166,6 +168,7 @@ def _train_row(
             write_json(folder / "search.json", _search_summary(shorter, table.search.seed, points, found))
             shutil.rmtree(folder / "search")
         chosen = read_json(folder / "search.json")["chosen"]
+        stop.check()
     for key, value in chosen.items():
         config = replace_key(config, key, value)
     seeds = [config.seed + index for index in range(table.num_seeds)]

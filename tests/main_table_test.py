@@ -4,7 +4,6 @@ import dataclasses
 
 from mmei_jax.records import Producer
 from mmei_jax.reports.main_table import main_latex, main_section
-from mmei_jax.reports.paper_table import PAPER_METRICS
 from tests.made_up_rows import row
 
 MORE = {"ranking/map": (0.1, 0.2)}
@@ -89,7 +88,6 @@ def test_latex_names_encoders_without_the_marks_of_code():
 def test_metrics_that_no_row_has_have_no_column():
     _, table = main_section([row()], "Title", "").blocks
     assert table.splitlines()[0] == "| row | parameters | Acc | Acc, paper |"
-    assert set(PAPER_METRICS) > {"emotion/accuracy"}
 
 
 def test_table_of_rows_that_read_everything_speaks_of_no_line_below_a_row():

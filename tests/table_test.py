@@ -241,13 +241,13 @@ def test_stopped_training_goes_on_and_ends_as_one_that_was_not(trained, tmp_path
     workdir, values = trained
 
     class StopAfter(StopRequest):
-        """Asks to stop at the third evaluation: the first of the first row's seeds comes after the search's one."""
+        """Asks to stop at the seeds' first evaluation: asked before the row, at the search's, before the seeds."""
 
         count = 0
 
         def __bool__(self):
             StopAfter.count += 1
-            self.signal_name = "SIGTERM" if StopAfter.count >= 2 else ""
+            self.signal_name = "SIGTERM" if StopAfter.count >= 4 else ""
             return bool(self.signal_name)
 
     with monkeypatch.context() as patch:

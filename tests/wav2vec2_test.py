@@ -80,7 +80,7 @@ def make_audio(lengths=LENGTHS, seed=0, width=None):
 
 def run_reference(model, samples, mask=None):
     mask = None if mask is None else torch.tensor(mask, dtype=torch.long)
-    return model(torch.tensor(samples), attention_mask=mask, output_hidden_states=True)
+    return model(torch.tensor(samples, dtype=model.dtype), attention_mask=mask, output_hidden_states=True)
 
 
 def assert_each_row_agrees(model, config, parameters, lengths, end_tolerance, options=hugging_face.PLAIN):
@@ -163,7 +163,9 @@ def test_hugging_faces_padding_changes_a_row_and_ours_does_not():
 def test_base_size_equals_hugging_face(shape):
     model = with_folded_kernel(transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**shape)))
     converted = hugging_face.converted(model)
-    assert_each_row_agrees(model, converted.config, converted.parameters, (32_000, 11_111), hugging_face.END_TOLERANCE)
+    # In 64 bits: of twelve layers the reference's own rounding is as large as what may differ on some processors.
+    exact = model.double()
+    assert_each_row_agrees(exact, converted.config, converted.parameters, (32_000, 11_111), hugging_face.END_TOLERANCE)
 
 
 def test_row_shorter_than_the_receptive_field_has_no_frames_and_no_gradient():

@@ -52,13 +52,13 @@ class UpdateLowering:
         """
         parts = dataclasses.replace(self._parts, config=_resized(self._config, num_records, shape), mesh=mesh)
         check_split(parts.state_shapes().parameters, parts.config.mesh)
-        num_rows = parts.largest_layout().num_rows
         num_micro_batches, num_shards = self._config.train.gradient_accumulation_steps, shape.data * shape.fsdp
-        if num_rows % (num_micro_batches * num_shards):
-            raise InputError(
-                f"rows of a batch / config.train.gradient_accumulation_steps = {num_rows} / {num_micro_batches}: "
-                f"expected a multiple of the {num_shards} devices that share them"
-            )
+        for num_rows in sorted({layout.num_rows for layout in parts.layouts()}):
+            if num_rows % (num_micro_batches * num_shards):
+                raise InputError(
+                    f"rows of a batch / config.train.gradient_accumulation_steps = {num_rows} / {num_micro_batches}: "
+                    f"expected a multiple of the {num_shards} devices that share them"
+                )
         return parts
 
     def model_flops(self, num_records: int) -> float:

@@ -181,9 +181,9 @@ def _collectives(profile: Profile) -> list[str]:
 
 _MEANING = """\
 - **FLOPs** are those of the compiled program as XLA's cost analysis counts them, with the bodies of loops as often as
-  they run (XLA counts them once). It counts nothing of what libraries compute on GPUs (cuBLAS, cuDNN): where there is
-  any of it, all are counted from the program's text, by the same rules. What is computed again in the backward pass
-  counts too.
+  they run (XLA counts them once). It counts nothing of what libraries compute on GPUs: where there are products of
+  cuBLAS or convolutions of cuDNN, all FLOPs are counted from the program's text, by the same rules. Other calls, such
+  as cuDNN's fused attention, are named, and not counted. What is computed again in the backward pass counts too.
 - **MFU** is FLOPs per second over the rate of large matrix products of the same type, measured in this process on all
   devices of the mesh at once.
 - **Memory** is what the compiler planned. *Activations* are what the forward pass makes and the backward pass reads

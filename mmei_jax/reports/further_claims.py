@@ -97,13 +97,19 @@ def generalisation_claims(tables: Sequence[UnseenTable]) -> list[Claim]:
         others = {row: value for row, value in means.items() if row != "mmei"}
         best = max(others, key=lambda row: others[row].value(_METRIC)[0])
         lead = means["mmei"].difference(others[best], _METRIC)
+        if not math.isfinite(lead[0]):
+            claims.append(Claim(name, "no number", "", "cannot be tested", "the metric is undefined here"))
+            continue
         pairs = difference_over_seeds(seeds["mmei"], seeds[best])
         points = "{:+.1f} [{:+.1f}, {:+.1f}] points".format(*(100 * part for part in lead)) + seeds_interval(pairs)
         level = means["mmei"].value(_METRIC)
         ours = f"{points}, over {ROW_TITLES[best]}, at an accuracy of {level[0]:.3f} [{level[1]:.3f}, {level[2]:.3f}]"
         # Without a number of the paper's there is nothing that could lie in our interval.
         verdict, reason = lead_verdict(math.inf, lead, pairs)
-        reason = "MMEI leads, and the paper gives no size" if verdict == "direction only" else reason
+        if lead[1] <= 0.0:
+            reason = "other records may show another lead"
+        elif verdict == "direction only":
+            reason = "MMEI leads, and the paper gives no size"
         reason = f"simulated; {reason}"
         claims.append(Claim(name, "no number", ours, verdict, reason))
     return claims
