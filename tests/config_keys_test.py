@@ -20,7 +20,10 @@ from mmei_jax.warm_start import with_initial_parameters
 from tests import random_encoders, tiny
 
 MODULES = (config_module, data_config, pretraining_config)
-GROUPS = {value for module in MODULES for value in vars(module).values() if dataclasses.is_dataclass(value)}
+# Each once, in the order of the modules: a set has another order in each process.
+GROUPS = dict.fromkeys(
+    value for module in MODULES for value in vars(module).values() if dataclasses.is_dataclass(value)
+)
 # Converting a configuration, comparing and hashing it read every key without using any.
 NOT_A_USE = (*(module.__file__ for module in MODULES), dataclasses.__file__, "<string>")
 
