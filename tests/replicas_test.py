@@ -97,6 +97,14 @@ def replica(tree, index):
     return jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree)
 
 
+def assert_replica_equals_run_alone(config, own_config, num_steps, losses, variables):
+    """Losses and logits are those of the run that the replica's own configuration describes."""
+    alone, expected = train_alone(own_config, num_steps)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    found, own = logits(config, variables), logits(config, jax.device_get(alone.variables))
+    np.testing.assert_allclose(found, own, atol=1e-5)
+
+
 @pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["padded", "packed"])
 def test_replica_equals_the_run_of_its_seed_and_numbers(data, packing):
     # Two modalities have all that three have, and compile in two thirds of the time.
@@ -109,13 +117,8 @@ def test_replica_equals_the_run_of_its_seed_and_numbers(data, packing):
         alone = config
         for key, values in VARIED.items():
             alone = replace_key(alone, key, values[index])
-        alone_state, expected = train_alone(alone, num_steps)
-        np.testing.assert_allclose(losses[index], expected, rtol=1e-5)
-        np.testing.assert_allclose(
-            logits(config, replica(state.train.variables, index)),
-            logits(config, jax.device_get(alone_state.variables)),
-            atol=1e-5,
-        )
+        variables = replica(state.train.variables, index)
+        assert_replica_equals_run_alone(config, alone, num_steps, losses[index], variables)
     # What is compared differs: the replicas learn different things.
     assert np.abs(losses[0] - losses[1]).max() > 0.1
 
@@ -135,13 +138,9 @@ def test_replica_of_every_architecture_equals_the_run_of_its_seed(data, architec
     state, losses = train_together(config, {"seed": [0, 5]}, num_steps)
     for seed in compared:
         index = [0, 5].index(seed)
-        alone, expected = train_alone(dataclasses.replace(config, seed=seed), num_steps)
-        np.testing.assert_allclose(losses[index], expected, rtol=1e-5)
-        np.testing.assert_allclose(
-            logits(config, replica(state.train.variables, index)),
-            logits(config, jax.device_get(alone.variables)),
-            atol=1e-5,
-        )
+        alone = dataclasses.replace(config, seed=seed)
+        variables = replica(state.train.variables, index)
+        assert_replica_equals_run_alone(config, alone, num_steps, losses[index], variables)
     assert np.abs(losses[0] - losses[1]).max() > 0.01
 
 
