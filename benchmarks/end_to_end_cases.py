@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from benchmarks import fusion_cases
+from benchmarks import agreement, fusion_cases
 from benchmarks.encoder_cases import OUR_CHECKPOINT, SAMPLING_RATE, VOCABULARY_SIZE, write_checkpoint
 from benchmarks.fusion_cases import BFLOAT16, COMPILED, EAGER
 from configs import end_to_end
@@ -129,11 +129,12 @@ _ONE_LAYER = {"num_hidden_layers": 1, "hidden_size": 192, "num_attention_heads":
 # The same step at a size that ends within a minute or so, compilation included.
 QUICK_CASES = (
     Case(
-        "cpu, 2 clips, encoders of 1 layer (quick)",
+        "cpu, 2 clips, encoders of 1 layer, no dropout (quick)",
         {EAGER: None},
         batch_size=2,
         changes={
             "model__num_layers": 1,
+            **agreement.CHANGES,
             "data__max_tokens": {"vision": (2,), "audio": (SAMPLING_RATE,), "text": (16,)},
         },
         num_updates=4,

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from benchmarks import agreement
 from configs import default
 from mmei_jax.config import Config, parse
 from mmei_jax.models.mmei import ModalityInput, Tasks
@@ -152,6 +153,10 @@ CASES = (
 # The same step at a size that ends within a minute, compilation included.
 QUICK_CASES = (
     Case(
-        "cpu, batch 8, 1 layer (quick)", {EAGER: None}, batch_size=8, changes={"model__num_layers": 1}, num_updates=10
+        "cpu, batch 8, 1 layer, no dropout (quick)",
+        {EAGER: None},
+        batch_size=8,
+        changes={"model__num_layers": 1, **agreement.CHANGES},
+        num_updates=10,
     ),
 )

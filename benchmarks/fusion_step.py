@@ -114,8 +114,13 @@ def our_side(case: Case) -> rounds.Ready:
     config = case.config()
     batches = case.batches(case.tasks(config))
     rate = matmul_rate(config.model.compute_dtype)
-    evidence = OurRun(case, case.config(**agreement.CHANGES), batches).evidence()
-    run = OurRun(case, config, batches)
+    compared = case.config(**agreement.CHANGES)
+    run = OurRun(case, compared, batches)
+    evidence = run.evidence()
+    if config != compared:
+        # Two states at once would take twice the memory.
+        del run
+        run = OurRun(case, config, batches)
     num_operations = matmul_operations(run.step, run.state, run.batches[0])
     dispatch = run.dispatcher(case.updates_per_dispatch)
 

@@ -160,7 +160,7 @@ FULL = Study(
     batch_size=32,
 )
 QUICK = Study(
-    num_seeds=2,
+    num_seeds=1,
     num_train=300,
     num_validation=60,
     num_test=100,
@@ -179,7 +179,7 @@ def main() -> int:
     parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", default="runs/pretraining_study", help="data and runs (default: %(default)s)")
     parser.add_argument("--results", help="JSON file for the figures, date, versions and command")
-    parser.add_argument("--quick", action="store_true", help="two seeds of a few updates, in WORKDIR/quick")
+    parser.add_argument("--quick", action="store_true", help="one seed of a few updates, in WORKDIR/quick")
     options = parser.parse_args()
     return report_errors(lambda: _run(options))
 

@@ -82,7 +82,7 @@ class Case:
 
 
 CASE = Case("", num_layers=4, num_updates=16, num_batches=32, num_rows=(8, 9, 11))
-QUICK_CASE = Case("", num_layers=1, num_updates=8, num_batches=8, num_rows=(11,))
+QUICK_CASE = Case("", num_layers=1, num_updates=2, num_batches=2, num_rows=(11,))
 
 
 class OurRun:

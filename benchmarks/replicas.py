@@ -52,6 +52,7 @@ class Case:
         num_layers: of the model.
         num_seeds: replicas.
         num_updates: of each, in one measurement.
+        batch_size: records of an update of one seed.
         goal: the ratio aimed at.
         num_epochs: passes over the records that ``num_updates`` make.
         platform: "cpu" or "gpu".
@@ -65,6 +66,7 @@ class Case:
     num_layers: int
     num_seeds: int
     num_updates: int
+    batch_size: int = 32
     goal: float | None = None
     num_epochs: int = 1
     platform: str = "cpu"
@@ -75,7 +77,7 @@ class Case:
     @property
     def num_records(self) -> int:
         """Records in memory."""
-        return self.num_updates * default.get_config().data.batch_size // self.num_epochs
+        return self.num_updates * self.batch_size // self.num_epochs
 
     @property
     def torch_device(self) -> str:
@@ -86,6 +88,7 @@ class Case:
         """The default configuration on these records; that of the comparison where nothing is measured."""
         config = default.get_config()
         config.data.path = self.path
+        config.data.batch_size = self.batch_size
         config.model.num_layers = self.num_layers
         config.train.num_epochs = 10_000
         config.model.compute_dtype = self.compute_dtype if is_measured else "float32"
@@ -113,11 +116,12 @@ CASES = (
 )
 QUICK_CASES = (
     Case(
-        "cpu, 2 seeds x 3 updates, 1 layer, no dropout (quick)",
+        "cpu, 2 seeds x 3 updates, batch 4, 1 layer, no dropout (quick)",
         "",
         num_layers=1,
         num_seeds=2,
         num_updates=3,
+        batch_size=4,
         has_dropout=False,
     ),
 )

@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorboardX
-
 
 class MetricWriter:
     """Writes scalars by step; the method names are those of ``clu.metric_writers``.
@@ -17,6 +15,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: Path, *, resumed_step: int = 0):
+        # It imports torch where that is installed, which takes seconds: only what writes events waits for it.
+        import tensorboardX
+
         self._path = workdir / "metrics.jsonl"
         keep_lines_through(self._path, resumed_step)
         self._file = self._path.open("a", encoding="utf-8")

@@ -35,6 +35,9 @@ from tests import checked_calls
 
 PACKAGE = Path(__file__).parents[1] / "mmei_jax"
 
+# Importing it, as looking for examples in docstrings does, would hide torch from the tests themselves.
+collect_ignore = ["without_torch"]
+
 # Modules whose annotations cannot be checked, and why.
 UNCHECKED = {
     "mmei_jax.config": "replicas put traced numbers into its dataclasses",

@@ -1,6 +1,7 @@
 """Several processes train as one: the same losses; a lost one ends the others, and any number of processes goes on."""
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -82,29 +83,30 @@ def test_two_processes_train_as_one(data, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
-def test_job_whose_process_was_killed_goes_on_with_any_number_of_processes(count, data, tmp_path):
-    num_epochs = 8
-    arguments = flags(data, tmp_path / "run", **{"train.num_epochs": num_epochs})
-    started = start_job(arguments, 2, tmp_path / "cache")
-    processes.wait_for_step(tmp_path / "run", 12, started[0])
+def test_job_whose_process_was_killed_goes_on_with_any_number_of_processes(data, tmp_path):
+    num_epochs, workdirs, cache = 8, {count: tmp_path / f"run{count}" for count in (1, 2)}, tmp_path / "cache"
+    arguments = {count: flags(data, workdir, **{"train.num_epochs": num_epochs}) for count, workdir in workdirs.items()}
+    started = start_job(arguments[2], 2, cache)
+    processes.wait_for_step(workdirs[2], 12, started[0])
     started[1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     codes, outputs = finish(started)
     # A supervisor must not wait for a job that stands still.
     assert time.monotonic() - began < 60.0
     assert codes[0] not in (0, 143), outputs[0]
-    if count == 1:
-        done = [processes.start(*arguments, env=processes.environment(tmp_path / "cache", num_devices=8))]
-    else:
-        done = start_job(arguments, 2, tmp_path / "cache")
-    codes, outputs = finish(done)
-    assert set(codes) == {0}, outputs
-    assert "going on from the checkpoint of step" in outputs[0]
-    # Every record once in every epoch, whoever read it.
-    seen = ids_seen(tmp_path / "run")
-    assert len(seen) == 140
-    assert set(seen.values()) == {num_epochs}
+    shutil.copytree(workdirs[2], workdirs[1])
+    for count in workdirs:
+        if count == 1:
+            done = [processes.start(*arguments[1], env=processes.environment(cache, num_devices=8))]
+        else:
+            done = start_job(arguments[2], 2, cache)
+        codes, outputs = finish(done)
+        assert set(codes) == {0}, outputs
+        assert "going on from the checkpoint of step" in outputs[0]
+        # Every record once in every epoch, whoever read it.
+        seen = ids_seen(workdirs[count])
+        assert len(seen) == 140
+        assert set(seen.values()) == {num_epochs}
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# Commands run as users run them, without torch.
+PYTHONPATH = os.pathsep.join([str(ROOT / "tests" / "without_torch"), str(ROOT)])
 
 
 def environment(cache: Path | None = None, *, num_devices: int = 1) -> dict[str, str]:
@@ -25,7 +27,7 @@ def environment(cache: Path | None = None, *, num_devices: int = 1) -> dict[str,
         "JAX_NUM_CPU_DEVICES": str(num_devices),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PYTHONPATH,
         **own,
     }
 
@@ -33,6 +35,7 @@ def environment(cache: Path | None = None, *, num_devices: int = 1) -> dict[str,
 def start(script: str, *arguments: str, **options) -> subprocess.Popen:
     """Starts ``python script arguments`` in the project's folder; output is collected."""
     command = [sys.executable, script, *arguments]
+    options.setdefault("env", {**os.environ, "PYTHONPATH": PYTHONPATH})
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
 
 

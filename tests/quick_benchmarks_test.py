@@ -78,7 +78,7 @@ def test_quick_learning_curve(tmp_path):
 @pytest.mark.timeout(1200)
 def test_quick_pretraining_study(tmp_path):
     summary, progress = _run("pretraining_study", f"--workdir={tmp_path}")
-    assert "seed 1 done" in progress
+    assert "seed 0 done" in progress
     names = [case["case"] for case in summary["cases"]]
     assert "linear probe, emotion accuracy, simulated" in names
     assert "10 % of labels, intent macro_f1, simulated" in names

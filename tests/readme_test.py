@@ -22,7 +22,7 @@ from mmei_jax.extraction.clip_lists import COLUMNS
 from mmei_jax.extraction.media import REASONS
 from mmei_jax.records import Dataset
 from mmei_jax.simulation import aigc_int_dataset
-from tests import architecture_test, markdown, random_encoders
+from tests import architecture_test, markdown, processes, random_encoders
 
 ROOT = markdown.ROOT
 QUICKSTART = "runs/data/aigc_int_quickstart"
@@ -77,7 +77,7 @@ def _run_in_shell(command: str) -> None:
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([binaries, os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": processes.PYTHONPATH,
     }
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],

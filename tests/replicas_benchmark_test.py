@@ -14,7 +14,7 @@ from mmei_jax.packing import padded_layouts
 from mmei_jax.records import Dataset
 
 LENGTHS = (3, 5, 4)
-CASE = replicas.Case("tiny", "", num_layers=1, num_seeds=2, num_updates=3)
+CASE = replicas.Case("tiny", "", num_layers=1, num_seeds=2, num_updates=3, batch_size=4)
 
 
 @pytest.fixture
@@ -25,7 +25,6 @@ def case(tmp_path, monkeypatch):
     def tiny():
         config = full()
         config.model.update(dim=16, num_heads=2, feedforward_dim=24, embedding_dim=8)
-        config.data.update(batch_size=4)
         config.data.max_tokens.update(vision=LENGTHS[:1], audio=LENGTHS[1:2], text=LENGTHS[2:])
         return config
 
@@ -74,9 +73,8 @@ def test_measured_run_trains_with_dropout_but_in_quick_runs(case):
 
 def test_two_epochs_read_every_record_twice_and_compare_in_float32():
     case = next(each for each in replicas.CASES if each.platform == "gpu")
-    batch_size = default.get_config().data.batch_size
-    assert case.num_records * case.num_epochs == case.num_updates * batch_size
-    assert case.num_records % batch_size == 0
+    assert case.num_records * case.num_epochs == case.num_updates * case.batch_size
+    assert case.num_records % case.batch_size == 0
     made = dataclasses.replace(case, path="records")
     assert made.config(is_measured=True).model.compute_dtype == "bfloat16"
     assert made.config(is_measured=False).model.compute_dtype == "float32"

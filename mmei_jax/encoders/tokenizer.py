@@ -4,8 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
-
 from mmei_jax.types import InputError
 
 
@@ -64,6 +62,9 @@ def vocabulary_fingerprint(folder: str) -> str:
 
 
 def _load(folder: str) -> Any:
+    # More than a second to import, which runs without words do without.
+    import transformers
+
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
