@@ -33,7 +33,7 @@ pinned := pyproject.toml $(wildcard constraints/*.txt)
 .NOTPARALLEL:
 .PHONY: help install install-pretrained install-peers train report-quickstart report-table1-small report-table1-small-splits \
 	report-ablations-small test \
-	test-slow test-beam lint format-check types format constraints clean
+	test-slow test-benchmarks test-beam lint format-check types format constraints clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -151,12 +151,15 @@ report-ablations-small: $(VENV)/.installed $(TABLE_DATA)/manifest.json $(MINILM)
 	rm docs/ablations_small/report.html
 
 test: $(VENV)/.installed-test ## The quick tier of the tests.
-	$(venv_python) -m pytest -m "not slow" --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)
+	$(venv_python) -m pytest -m "not slow and not benchmark" --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS)
 
 # pytest's code 5 says that no test was selected: the slow tier may be empty.
 test-slow: $(VENV)/.installed-test ## The slow tier of the tests.
 	@code=0; MMEI_JAX_CHECK_TYPES=0 $(venv_python) -m pytest -m slow --durations=25 --numprocesses=$(TEST_WORKERS) --dist=loadfile $(PYTEST_ARGS) || code=$$?; \
 	if [ $$code -eq 5 ]; then echo "no test is marked slow"; else exit $$code; fi
+
+test-benchmarks: $(VENV)/.installed-test ## --quick of the benchmarks that the slow tier leaves out.
+	MMEI_JAX_CHECK_TYPES=0 $(venv_python) -m pytest -m benchmark $(PYTEST_ARGS) tests/quick_benchmarks_test.py
 
 # No torch: extraction must run without.
 $(VENV_BEAM)/.installed: pyproject.toml $(wildcard constraints/beam_python*.txt) | $(venv_python)

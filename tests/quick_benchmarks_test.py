@@ -1,4 +1,8 @@
-"""Every benchmark's ``--quick``, once, as a command: exit code, progress, the time it took, one JSON line last."""
+"""Every benchmark's ``--quick``, once, as a command: exit code, progress, the time it took, one JSON line last.
+
+Those marked ``benchmark`` (``make test-benchmarks``) are left out of the slow tier: their sides have quick tests of
+their own, and the rest of them is what a command here runs too.
+"""
 
 import importlib.util
 import json
@@ -13,8 +17,13 @@ from benchmarks import mosi, ravdess, run, text_study
 from mmei_jax.extraction.published_facts import read_published
 from tests import made_up_lists, processes, random_encoders
 
+SEPARATE = ("end_to_end", "matrix_products", "pmap", "replicas")
 # The one of the others leaves out what has no peer here.
-ROUNDS = tuple(name for name in run.BENCHMARKS if name != "retrieval")
+ROUNDS = tuple(
+    pytest.param(name, marks=pytest.mark.benchmark if name in SEPARATE else pytest.mark.slow)
+    for name in run.BENCHMARKS
+    if name != "retrieval"
+)
 
 
 def _run(name, *arguments):
@@ -39,7 +48,6 @@ def _run(name, *arguments):
     return summary, done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ROUNDS)
 def test_quick_run_measured_in_rounds(name):
@@ -67,7 +75,7 @@ def test_quick_retrieval_leaves_out_what_has_no_peer_here():
     assert progress.count("round 1 of 2: ") >= len(names) - 1
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 @pytest.mark.timeout(1200)
 def test_quick_learning_curve(tmp_path):
     _, progress = _run("learning_curve", f"--workdir={tmp_path}")
@@ -84,9 +92,14 @@ def test_quick_pretraining_study(tmp_path):
     assert "10 % of labels, intent macro_f1, simulated" in names
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("study", [mosi.STUDY, ravdess.STUDY], ids=["mosi", "ravdess"])
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(mosi.STUDY, id="mosi", marks=pytest.mark.slow),
+        pytest.param(ravdess.STUDY, id="ravdess", marks=pytest.mark.benchmark),
+    ],
+)
 def test_quick_fold_study_of_made_up_features(study, tmp_path):
     flags = dict(flag.removeprefix("--").split("=", 1) for flag in study.import_flags)
     num_classes, num_records = len(flags["class_names"].split(",")), 240

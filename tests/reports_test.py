@@ -264,7 +264,7 @@ def test_same_inputs_give_the_same_bytes_in_another_process(simulated_run):
     )
     # Another one than this process has.
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(processes.ROOT)}
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": processes.PYTHONPATH}
     command = [sys.executable, "-c", program, str(simulated_run)]
     subprocess.run(command, cwd=folder.parent, env=environment, check=True, capture_output=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
