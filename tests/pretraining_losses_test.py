@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from mmei_jax.pretraining_config import PretrainingConfig
 from mmei_jax.pretraining_losses import (
@@ -92,6 +91,9 @@ def test_alignment_equals_the_reference_whatever_the_chunk(chunk_size):
 
 
 def test_alignment_of_two_modalities_is_the_loss_of_clip_in_torch():
+    # The process of eight devices imports this file without torch.
+    import torch
+
     own = make_projections()
     pair = {name: own[name] for name in ("audio", "text")}
     everywhere = dict.fromkeys(pair, jnp.ones(NUM_RECORDS, bool))
@@ -191,6 +193,8 @@ def test_masked_prediction_is_the_mean_over_each_records_masked_tokens():
 
 
 def test_masked_prediction_of_one_full_modality_is_torchs_mean_squared_error():
+    import torch
+
     tokens = make_masked(num_segments=1)["text"].replace(segment_ids=jnp.ones((4, 4), jnp.int32))
     predicted, target = (torch.tensor(np.asarray(own)) for own in (tokens.predicted, tokens.target))
     expected = torch.nn.functional.mse_loss(predicted, target)
