@@ -148,7 +148,8 @@ def test_any_input_ends_as_documented_in_bounded_memory(encoders, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, folder, tmp_path],
         cwd=processes.ROOT,
-        env=processes.environment(),
+        # What makes the encoders needs torch.
+        env={**processes.environment(), "PYTHONPATH": str(processes.ROOT)},
         capture_output=True,
         text=True,
         # A hang ends here: a minute for each.
