@@ -18,7 +18,7 @@ def _ids(data, splits):
 
 
 def test_labelled_records_are_the_share_nested_and_those_of_two_seeds_disjoint(tmp_path):
-    study = dataclasses.replace(QUICK, epochs={0.02: 1, 0.1: 1})
+    study = dataclasses.replace(QUICK, num_seeds=2, epochs={0.02: 1, 0.1: 1})
     data = pretraining_study.make_data(study, tmp_path / "data")
     everything, held_out = _ids(data, study.train_splits()), _ids(data, ("validation", "test"))
     assert len(everything) == study.num_train
