@@ -123,6 +123,7 @@ CASES = (
     _ragged("gpu", 8_192),
 )
 QUICK_CASES = (
+    Case("cpu, ViT of 1 layer, 2 x 224", "vit", ((EAGER, 1.0),), 2, 224, (2,), num_layers=1),
     Case("cpu, Wav2Vec2 of 1 layer, 1 x 16000", "wav2vec2", ((EAGER, 1.15),), 1, SAMPLING_RATE, (1,), num_layers=1),
     Case(
         "cpu, BERT of 1 layer, texts of utterances",
